@@ -1,0 +1,20 @@
+//! The FLUX.1 flow transformer with reference-image conditioning.
+//!
+//! ```text
+//! ModulationTable::compute   timesteps, guidance, pooled prompt -> every block's vectors for every step
+//! FluxTransformer::condition prompt, reference, positions       -> Conditioning, once per edit
+//! FluxTransformer::velocity  latents, Conditioning, step        -> velocity, once per step
+//! ```
+
+mod blocks;
+mod config;
+mod modulation;
+mod ops;
+mod rotary;
+pub mod tokens;
+mod transformer;
+
+pub use config::FluxConfig;
+pub use modulation::ModulationTable;
+pub use rotary::Rotary;
+pub use transformer::{Conditioning, FluxTransformer, Reference};

@@ -1,0 +1,117 @@
+//! The FLUX.1 flow transformer: from noisy latent tokens, a prompt and a reference image to a velocity.
+//!
+//! Source: diffusers, `FluxTransformer2DModel`; Black Forest Labs, `flux/model.py`.
+
+use candle_core::{DType, Module, Tensor};
+use retouch_weights::{Linear, Result, Weights};
+
+use crate::{
+    FluxConfig, ModulationTable, Rotary,
+    blocks::{DoubleBlock, SingleBlock},
+    ops::ModulatedNorm,
+    tokens::{image_positions, text_positions},
+};
+
+/// The transformer without its modulation layers, whose results come as a [`ModulationTable`].
+pub struct FluxTransformer {
+    config: FluxConfig,
+    dtype: DType,
+    img_in: Linear,
+    txt_in: Linear,
+    double_blocks: Vec<DoubleBlock>,
+    single_blocks: Vec<SingleBlock>,
+    final_norm: ModulatedNorm,
+    final_linear: Linear,
+}
+
+/// All that stays the same over the steps of an edit, for one prompt.
+pub struct Conditioning {
+    /// Projected prompt `[1, text tokens, hidden]`.
+    text: Tensor,
+    /// Projected reference image `[1, reference tokens, hidden]`.
+    reference: Option<Tensor>,
+    rotary: Rotary,
+    modulation: ModulationTable,
+}
+
+/// A reference image as tokens, with its size in tokens.
+pub struct Reference<'a> {
+    /// `[1, rows * columns, in_channels]`.
+    pub tokens: &'a Tensor,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl FluxTransformer {
+    /// Reads everything but the modulation layers.
+    pub fn load(weights: &Weights, config: &FluxConfig) -> Result<Self> {
+        let hidden = config.hidden();
+        let (double, single) = (weights.pp("double_blocks"), weights.pp("single_blocks"));
+        Ok(Self {
+            config: config.clone(),
+            dtype: weights.dtype(),
+            img_in: Linear::load(&weights.pp("img_in"), config.in_channels, hidden)?,
+            txt_in: Linear::load(&weights.pp("txt_in"), config.joint_attention_dim, hidden)?,
+            double_blocks: (0..config.num_layers)
+                .map(|i| DoubleBlock::load(&double.pp(i), config))
+                .collect::<Result<_>>()?,
+            single_blocks: (0..config.num_single_layers)
+                .map(|i| SingleBlock::load(&single.pp(i), config))
+                .collect::<Result<_>>()?,
+            final_norm: ModulatedNorm::new(weights, hidden)?,
+            final_linear: Linear::load(&weights.pp("final_layer").pp("linear"), hidden, config.in_channels)?,
+        })
+    }
+
+    /// Does the work that does not depend on the step.
+    ///
+    /// `text` is the T5 embedding `[1, tokens, joint_attention_dim]`; the output has `rows` x `columns` tokens.
+    pub fn condition(
+        &self,
+        text: &Tensor,
+        reference: Option<Reference<'_>>,
+        (rows, columns): (usize, usize),
+        modulation: ModulationTable,
+    ) -> candle_core::Result<Conditioning> {
+        let mut positions = text_positions(text.dim(1)?);
+        positions.extend(image_positions(0, rows, columns));
+        if let Some(reference) = &reference {
+            positions.extend(image_positions(1, reference.rows, reference.columns));
+        }
+        Ok(Conditioning {
+            text: self.txt_in.forward(&text.to_dtype(self.dtype)?)?,
+            reference: reference.map(|r| self.img_in.forward(&r.tokens.to_dtype(self.dtype)?)).transpose()?,
+            rotary: Rotary::new(&positions, self.config.axes_dims_rope, text.device())?,
+            modulation,
+        })
+    }
+
+    /// The velocity of `latents` `[1, tokens, in_channels]` at a step, same shape, both f32.
+    pub fn velocity(&self, latents: &Tensor, c: &Conditioning, step: usize) -> candle_core::Result<Tensor> {
+        let latent_tokens = latents.dim(1)?;
+        let latents = self.img_in.forward(&latents.to_dtype(self.dtype)?)?;
+        let mut image = match &c.reference {
+            Some(reference) => Tensor::cat(&[&latents, reference], 1)?,
+            None => latents,
+        };
+        let mut text = c.text.clone();
+        for (i, block) in self.double_blocks.iter().enumerate() {
+            let modulation = (c.modulation.double_image(i, step)?, c.modulation.double_text(i, step)?);
+            (image, text) = block.forward(&image, &text, &c.rotary, &modulation.0, &modulation.1)?;
+            text = clip_f16(text)?;
+        }
+        let text_tokens = text.dim(1)?;
+        let mut x = Tensor::cat(&[&text, &image], 1)?;
+        for (i, block) in self.single_blocks.iter().enumerate() {
+            x = clip_f16(block.forward(&x, &c.rotary, &c.modulation.single(i, step)?)?)?;
+        }
+        let x = x.narrow(1, text_tokens, latent_tokens)?; // the output image's tokens only
+        let (shift, scale) = c.modulation.last(step)?;
+        self.final_linear.forward(&self.final_norm.forward(&x, &shift, &scale)?)?.to_dtype(DType::F32)
+    }
+}
+
+/// In f16 the reference keeps activations finite by clipping them; other dtypes have the range.
+fn clip_f16(x: Tensor) -> candle_core::Result<Tensor> {
+    if x.dtype() == DType::F16 { x.clamp(-65504f32, 65504f32) } else { Ok(x) }
+}

@@ -1,0 +1,262 @@
+//! The whole edit, from request to pictures.
+
+use std::{ops::ControlFlow, time::Instant};
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use retouch_flow::tokens::{pack, unpack};
+use retouch_sampler::{Schedule, TorchGenerator, denoise, guide};
+use retouch_weights::hub::{DownloadProgress, HubOptions};
+
+use crate::{
+    Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelSource, Observer, Parameters,
+    Precision, Result, Seeds, Timings, Trace,
+    flux1::Flux1,
+    image,
+    sizes::{Size, SizeRules},
+    source::ModelFiles,
+};
+
+/// How to run a model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EngineOptions {
+    pub device: DeviceChoice,
+    /// `None` is bf16 on a GPU and f32 on the CPU.
+    pub precision: Option<Precision>,
+    /// Keep all parts of the model in memory between edits, instead of one stage's at a time.
+    pub keep_loaded: bool,
+}
+
+/// A model, ready to edit. Its weights are read when an edit needs them.
+pub struct Engine {
+    model: Flux1,
+    device: Device,
+    device_name: String,
+    precision: Precision,
+}
+
+/// A request with all choices made.
+struct Plan {
+    reference: Option<(RgbImage, Size)>,
+    output: Size,
+    steps: usize,
+    guidance: f64,
+    true_cfg: f64,
+    max_sequence_length: usize,
+    source_sha256: Option<String>,
+}
+
+impl Engine {
+    /// Finds the model's files, on disk or (downloading what is missing) on the hub; hub settings come from the
+    /// environment.
+    pub fn open(source: &ModelSource, options: EngineOptions, progress: &mut dyn DownloadProgress) -> Result<Self> {
+        let (device, choice) = options.device.open()?;
+        let precision = options.precision.unwrap_or_else(|| Precision::default_for(&device));
+        let files = ModelFiles::find(source, &HubOptions::from_env(), progress)?;
+        let model = Flux1::new(files, &device, precision.dtype(), options.keep_loaded)?;
+        Ok(Self { model, device, device_name: choice.to_string(), precision })
+    }
+
+    /// Edits an image, or makes one if the request has none.
+    pub fn edit(&mut self, request: &EditRequest, observer: &mut dyn Observer) -> Result<EditResult> {
+        self.run(request, observer, &mut None)
+    }
+
+    /// The same, with every intermediate.
+    pub fn edit_traced(&mut self, request: &EditRequest, observer: &mut dyn Observer) -> Result<(EditResult, Trace)> {
+        let mut trace = Some(Trace::default());
+        let result = self.run(request, observer, &mut trace)?;
+        Ok((result, trace.unwrap_or_default()))
+    }
+
+    /// The way of an edit: text, reference image, noise, steps, pixels.
+    fn run(
+        &mut self,
+        request: &EditRequest,
+        observer: &mut dyn Observer,
+        trace: &mut Option<Trace>,
+    ) -> Result<EditResult> {
+        let plan = self.plan(request)?;
+        let mut clock = Clock::start();
+
+        // prompt -> token ids -> embeddings
+        let mut prompts = vec![("", request.prompt.as_str())];
+        prompts.extend(request.negative_prompt.as_deref().map(|negative| ("negative_", negative)));
+        let prompts = self.model.encode_prompts(&prompts, plan.max_sequence_length, observer, trace)?;
+        let text_seconds = clock.lap();
+
+        // image -> pixels in [-1, 1] -> reference latents
+        let reference = match &plan.reference {
+            Some((pixels, _)) => Some(self.model.encode_image(&image::to_tensor(pixels, &self.device)?, observer)?),
+            None => None,
+        };
+        let reference_seconds = clock.lap();
+
+        // seeds -> noise; size -> schedule
+        let shape = self.model.latent_shape(plan.output);
+        let noise = draw_noise(&request.seeds, shape, &self.device)?;
+        let schedule = Schedule::new(&self.model.files().scheduler, plan.steps, self.model.tokens(plan.output));
+        record_inputs(trace, reference.as_ref(), &noise, &schedule)?;
+        let (transformer, conditionings) =
+            self.model.prepare(&prompts, reference.as_ref(), plan.output, &schedule, plan.guidance, observer)?;
+        let load_seconds = clock.lap();
+
+        // noise -> latents, an image at a time
+        let [_, _, height, width] = shape;
+        let mut latents = Vec::with_capacity(noise.len());
+        for (image, noise) in noise.iter().enumerate() {
+            let velocity = |x: &Tensor, step: usize| match conditionings.as_slice() {
+                [positive, negative] => guide(
+                    &transformer.velocity(x, positive, step)?,
+                    &transformer.velocity(x, negative, step)?,
+                    plan.true_cfg,
+                ),
+                conditionings => transformer.velocity(x, &conditionings[0], step),
+            };
+            let after = |step: retouch_sampler::Step<'_>| {
+                if let Some(trace) = trace {
+                    trace.record(format!("velocity.{}", step.index), step.velocity);
+                }
+                let event = Event::Step {
+                    image,
+                    step: step.index,
+                    steps: plan.steps,
+                    sigma: step.sigma,
+                    took: step.took,
+                    latents: &|| Ok(unpack(step.latents, height, width)?),
+                };
+                match observer.on(event) {
+                    Control::Continue => ControlFlow::Continue(()),
+                    Control::Cancel => ControlFlow::Break(()),
+                }
+            };
+            let tokens = denoise(pack(noise)?, &schedule, velocity, after)?.ok_or(Error::Cancelled)?;
+            latents.push(unpack(&tokens, height, width)?);
+        }
+        drop(conditionings);
+        self.model.finish(transformer);
+        let steps_seconds = clock.lap();
+
+        // latents -> pixels -> pictures
+        let mut images = Vec::with_capacity(latents.len());
+        for (i, decoded) in self.model.decode_latents(&latents, observer)?.iter().enumerate() {
+            let unit = image::to_unit(decoded)?;
+            if let Some(trace) = trace {
+                trace.record("latents", &latents[i]);
+                trace.record("image", &unit);
+            }
+            images.push(EditedImage {
+                pixels: image::from_tensor(&unit)?,
+                parameters: self.parameters(request, &plan, i),
+            });
+        }
+        let decode_seconds = clock.lap();
+        let timings = Timings { text_seconds, reference_seconds, load_seconds, steps_seconds, decode_seconds };
+        Ok(EditResult { images, timings })
+    }
+
+    /// Fills in the model's defaults and settles the sizes.
+    fn plan(&self, request: &EditRequest) -> Result<Plan> {
+        request.check()?;
+        let defaults = &self.model.files().defaults;
+        let rules = SizeRules { sizes: &defaults.sizes, multiple: self.model.size_multiple() };
+        let reference = match &request.image {
+            Some(picture) => {
+                let size = (picture.width() as usize, picture.height() as usize);
+                let size = rules.reference(request.reference_size, size)?;
+                Some((image::resize(picture, size.0 as u32, size.1 as u32), size))
+            }
+            None => None,
+        };
+        let max_sequence_length = request.max_sequence_length.unwrap_or(defaults.max_sequence_length);
+        if !(1..=MAX_T5_TOKENS).contains(&max_sequence_length) {
+            return Err(Error::BadRequest(format!(
+                "the longest prompt is {max_sequence_length} tokens; give 1 to {MAX_T5_TOKENS}"
+            )));
+        }
+        Ok(Plan {
+            output: rules.output(request.size, reference.as_ref().map(|(_, size)| *size))?,
+            steps: request.steps.unwrap_or(defaults.steps),
+            guidance: request.guidance.unwrap_or(defaults.guidance),
+            true_cfg: request.true_cfg.unwrap_or(1.0),
+            max_sequence_length,
+            source_sha256: request.image.as_ref().map(image::sha256),
+            reference,
+        })
+    }
+
+    fn parameters(&self, request: &EditRequest, plan: &Plan, image: usize) -> Parameters {
+        let (seed, batch) = match &request.seeds {
+            Seeds::Each(seeds) => (seeds[image], None),
+            Seeds::Shared { seed, images } => (*seed, Some((image, *images))),
+        };
+        Parameters {
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            true_cfg: plan.true_cfg,
+            seed,
+            batch,
+            model: self.model.files().name.clone(),
+            steps: plan.steps,
+            guidance: plan.guidance,
+            max_sequence_length: plan.max_sequence_length,
+            width: plan.output.0,
+            height: plan.output.1,
+            reference: plan.reference.as_ref().map(|(_, size)| *size),
+            source_sha256: plan.source_sha256.clone(),
+            source_name: None,
+            dtype: self.precision.to_string(),
+            device: self.device_name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+        }
+    }
+}
+
+/// What the T5 encoder of FLUX.1 was trained with.
+const MAX_T5_TOKENS: usize = 512;
+
+/// The initial noise of each image, unpacked, f32, with the bits of PyTorch's CPU generator.
+fn draw_noise(seeds: &Seeds, shape: [usize; 4], device: &Device) -> Result<Vec<Tensor>> {
+    let n = shape.iter().product();
+    let tensor = |values: &[f32]| Ok(Tensor::from_slice(values, &shape, device)?);
+    match seeds {
+        Seeds::Each(seeds) => seeds.iter().map(|&seed| tensor(&TorchGenerator::new(seed).normal(n))).collect(),
+        Seeds::Shared { seed, images } => {
+            TorchGenerator::new(*seed).normal(n * images).chunks_exact(n).map(tensor).collect()
+        }
+    }
+}
+
+fn record_inputs(
+    trace: &mut Option<Trace>,
+    reference: Option<&Tensor>,
+    noise: &[Tensor],
+    schedule: &Schedule,
+) -> Result<()> {
+    if let Some(trace) = trace {
+        if let Some(reference) = reference {
+            trace.record("ref_latents", reference);
+        }
+        for noise in noise {
+            trace.record("noise", noise);
+        }
+        trace.record("sigmas", &Tensor::new(schedule.sigmas(), &Device::Cpu)?);
+    }
+    Ok(())
+}
+
+/// Seconds between the ends of stages.
+struct Clock(Instant);
+
+impl Clock {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        let seconds = (now - self.0).as_secs_f64();
+        self.0 = now;
+        seconds
+    }
+}

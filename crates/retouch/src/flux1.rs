@@ -1,0 +1,249 @@
+//! The FLUX.1 family: which parts a model of it has, how each is loaded, and what each is asked for.
+//!
+//! Parts are loaded when first needed and dropped after their stage, so that no two stages' weights are in memory
+//! together, unless the engine is told to keep them.
+
+use candle_core::{DType, Device, Tensor};
+use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, tokens};
+use retouch_sampler::Schedule;
+use retouch_text_encoder::{ClipConfig, ClipEncoder, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer};
+use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
+use retouch_weights::{Component, Weights};
+
+use crate::{Control, Error, Event, Observer, Result, Stage, Trace, source::ModelFiles};
+
+/// Tokens that CLIP sees, start and end included.
+const CLIP_TOKENS: usize = 77;
+
+pub(crate) struct Flux1 {
+    files: ModelFiles,
+    device: Device,
+    dtype: DType,
+    keep_loaded: bool,
+    vae_config: VaeConfig,
+    flux_config: FluxConfig,
+    text: Option<TextEncoders>,
+    vae_encoder: Option<VaeEncoder>,
+    transformer: Option<FluxTransformer>,
+    vae_decoder: Option<VaeDecoder>,
+}
+
+struct TextEncoders {
+    clip_tokenizer: ClipTokenizer,
+    t5_tokenizer: T5Tokenizer,
+    clip: ClipEncoder,
+    t5: T5Encoder,
+}
+
+/// A prompt as the transformer takes it.
+pub(crate) struct Prompt {
+    /// CLIP's pooled embedding `[1, pooled]`.
+    pub pooled: Tensor,
+    /// T5's embeddings `[1, tokens, d_model]`.
+    pub embeds: Tensor,
+}
+
+impl Flux1 {
+    pub fn new(files: ModelFiles, device: &Device, dtype: DType, keep_loaded: bool) -> Result<Self> {
+        let vae_config = vae_config(&files)?;
+        let flux_config = flux_config(&files)?;
+        Ok(Self {
+            files,
+            device: device.clone(),
+            dtype,
+            keep_loaded,
+            vae_config,
+            flux_config,
+            text: None,
+            vae_encoder: None,
+            transformer: None,
+            vae_decoder: None,
+        })
+    }
+
+    pub fn files(&self) -> &ModelFiles {
+        &self.files
+    }
+
+    /// Image sizes are multiples of this: the VAE's factor times a token's 2x2 patch.
+    pub fn size_multiple(&self) -> usize {
+        2 * self.vae_config.spatial_factor()
+    }
+
+    /// Shape of the latents of an image of `width` x `height` pixels.
+    pub fn latent_shape(&self, (width, height): (usize, usize)) -> [usize; 4] {
+        let factor = self.vae_config.spatial_factor();
+        [1, self.vae_config.latent_channels, height / factor, width / factor]
+    }
+
+    /// Rows and columns of the tokens of an image of `width` x `height` pixels.
+    fn token_grid(&self, (width, height): (usize, usize)) -> (usize, usize) {
+        (height / self.size_multiple(), width / self.size_multiple())
+    }
+
+    /// Tokens of an image of that size.
+    pub fn tokens(&self, size: (usize, usize)) -> usize {
+        let (rows, columns) = self.token_grid(size);
+        rows * columns
+    }
+
+    /// Embeds the prompts. `prefix` tells them apart in the trace.
+    pub fn encode_prompts(
+        &mut self,
+        prompts: &[(&str, &str)],
+        max_tokens: usize,
+        observer: &mut dyn Observer,
+        trace: &mut Option<Trace>,
+    ) -> Result<Vec<Prompt>> {
+        let text = match self.text.take() {
+            Some(text) => text,
+            None => self.load_text_encoders(observer)?,
+        };
+        let mut encoded = Vec::with_capacity(prompts.len());
+        for (prefix, prompt) in prompts {
+            let clip_ids = text.clip_tokenizer.encode(prompt, CLIP_TOKENS)?;
+            let t5_ids = text.t5_tokenizer.encode(prompt, max_tokens)?;
+            if let Some(tokens) = t5_ids.cut {
+                proceed(observer.on(Event::PromptCut { tokens, kept: max_tokens }))?;
+            }
+            let row = |ids: &[u32]| Tensor::new(ids, &self.device)?.unsqueeze(0);
+            let (clip_ids, t5_ids) = (row(&clip_ids.ids)?, row(&t5_ids.ids)?);
+            let prompt = Prompt { pooled: text.clip.pooled(&clip_ids)?, embeds: text.t5.embed(&t5_ids)? };
+            if let Some(trace) = trace {
+                trace.record(format!("{prefix}clip_ids"), &clip_ids);
+                trace.record(format!("{prefix}t5_ids"), &t5_ids);
+                trace.record(format!("{prefix}clip_pooled"), &prompt.pooled);
+                trace.record(format!("{prefix}t5_embeds"), &prompt.embeds);
+            }
+            encoded.push(prompt);
+        }
+        self.text = self.keep_loaded.then_some(text);
+        Ok(encoded)
+    }
+
+    fn load_text_encoders(&self, observer: &mut dyn Observer) -> Result<TextEncoders> {
+        let clip_weights = self.weights(Component::Clip)?;
+        let t5_weights = self.weights(Component::T5)?;
+        let bytes = clip_weights.store().total_bytes() + t5_weights.store().total_bytes();
+        proceed(observer.on(Event::Loading { stage: Stage::TextEncoders, bytes }))?;
+        let clip_config = match self.files.config::<ClipConfig>(Component::Clip)? {
+            Some((config, _)) => config,
+            None => ClipConfig::of(&clip_weights)?,
+        };
+        let t5_config = match self.files.config::<T5Config>(Component::T5)? {
+            Some((config, _)) => config,
+            None => T5Config::of(&t5_weights)?,
+        };
+        Ok(TextEncoders {
+            clip_tokenizer: ClipTokenizer::open(&self.files.clip_tokenizer)?,
+            t5_tokenizer: T5Tokenizer::open(&self.files.t5_tokenizer)?,
+            clip: ClipEncoder::load(&clip_weights, &clip_config)?,
+            t5: T5Encoder::load(&t5_weights, &t5_config)?,
+        })
+    }
+
+    /// The latents `[1, channels, height / 8, width / 8]` of pixels `[1, 3, height, width]` in [-1, 1].
+    pub fn encode_image(&mut self, pixels: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+        let encoder = match self.vae_encoder.take() {
+            Some(encoder) => encoder,
+            None => {
+                let weights = self.weights(Component::Vae)?;
+                let bytes = weights.store().total_bytes() / 2; // the encoder is about half of the file
+                proceed(observer.on(Event::Loading { stage: Stage::VaeEncoder, bytes }))?;
+                VaeEncoder::load(&weights, &self.vae_config)?
+            }
+        };
+        let latents = encoder.encode(pixels)?;
+        self.vae_encoder = self.keep_loaded.then_some(encoder);
+        Ok(latents)
+    }
+
+    /// Pixels in [-1, 1] of latents; the inverse of [`Self::encode_image`].
+    pub fn decode_latents(&mut self, latents: &[Tensor], observer: &mut dyn Observer) -> Result<Vec<Tensor>> {
+        let decoder = match self.vae_decoder.take() {
+            Some(decoder) => decoder,
+            None => {
+                let weights = self.weights(Component::Vae)?;
+                let bytes = weights.store().total_bytes() / 2;
+                proceed(observer.on(Event::Loading { stage: Stage::VaeDecoder, bytes }))?;
+                VaeDecoder::load(&weights, &self.vae_config)?
+            }
+        };
+        let pixels = latents.iter().map(|latents| Ok(decoder.decode(latents)?)).collect::<Result<_>>()?;
+        self.vae_decoder = self.keep_loaded.then_some(decoder);
+        Ok(pixels)
+    }
+
+    /// The transformer and, for each prompt, all that stays the same over the steps.
+    ///
+    /// The modulation vectors are computed first, so that their weights are gone when the blocks are read.
+    pub fn prepare(
+        &mut self,
+        prompts: &[Prompt],
+        reference: Option<&Tensor>,
+        output: (usize, usize),
+        schedule: &Schedule,
+        guidance: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<(FluxTransformer, Vec<Conditioning>)> {
+        let weights = self.weights(Component::Transformer)?;
+        proceed(observer.on(Event::Loading { stage: Stage::Transformer, bytes: weights.store().total_bytes() }))?;
+        let timesteps = schedule.timesteps();
+        let modulation = |prompt: &Prompt| {
+            let pooled = prompt.pooled.to_dtype(self.dtype)?;
+            Ok(ModulationTable::compute(&weights, &self.flux_config, &timesteps, guidance, &pooled)?)
+        };
+        let tables = prompts.iter().map(modulation).collect::<Result<Vec<_>>>()?;
+        let transformer = match self.transformer.take() {
+            Some(transformer) => transformer,
+            None => FluxTransformer::load(&weights, &self.flux_config)?,
+        };
+        let reference = reference.map(|latents| Ok::<_, Error>((tokens::pack(latents)?, latents.dims4()?))).transpose()?;
+        let mut conditionings = Vec::with_capacity(prompts.len());
+        for (prompt, table) in prompts.iter().zip(tables) {
+            let reference = reference.as_ref().map(|(tokens, (_, _, height, width))| Reference {
+                tokens,
+                rows: height / 2,
+                columns: width / 2,
+            });
+            conditionings.push(transformer.condition(&prompt.embeds, reference, self.token_grid(output), table)?);
+        }
+        Ok((transformer, conditionings))
+    }
+
+    /// Takes the transformer back after the loop.
+    pub fn finish(&mut self, transformer: FluxTransformer) {
+        self.transformer = self.keep_loaded.then_some(transformer);
+    }
+
+    fn weights(&self, component: Component) -> Result<Weights> {
+        self.files.weights(component, self.dtype, &self.device)
+    }
+}
+
+/// Turns an observer's wish into the flow of control.
+pub(crate) fn proceed(control: Control) -> Result<()> {
+    match control {
+        Control::Continue => Ok(()),
+        Control::Cancel => Err(Error::Cancelled),
+    }
+}
+
+fn vae_config(files: &ModelFiles) -> Result<VaeConfig> {
+    Ok(match files.config::<VaeConfig>(Component::Vae)? {
+        Some((config, _)) => config,
+        None => VaeConfig::of(&files.weights(Component::Vae, DType::F32, &Device::Cpu)?)?,
+    })
+}
+
+fn flux_config(files: &ModelFiles) -> Result<FluxConfig> {
+    let (config, file) = match files.config::<FluxConfig>(Component::Transformer)? {
+        Some(found) => found,
+        None => {
+            let weights = files.weights(Component::Transformer, DType::F32, &Device::Cpu)?;
+            (FluxConfig::of(&weights)?, weights.store().describe())
+        }
+    };
+    config.check(&file)?;
+    Ok(config)
+}

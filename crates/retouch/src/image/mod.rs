@@ -1,0 +1,16 @@
+//! Image files and pixels: reading, resizing, tensors, writing, and the parameters stored inside an image.
+//!
+//! Pictures are 8-bit sRGB [`image::RgbImage`]s everywhere outside the tensors.
+
+mod jpeg;
+mod metadata;
+mod pixels;
+mod read;
+mod resize;
+mod write;
+
+pub use metadata::read_parameters;
+pub use pixels::{from_tensor, sha256, to_tensor, to_unit};
+pub use read::{MAX_PIXELS, READABLE_FORMATS, read_image};
+pub use resize::resize;
+pub use write::{OutputFormat, check_writable, encode, write_atomically};

@@ -1,0 +1,110 @@
+//! From the bytes of an image file to upright 8-bit RGB pixels.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
+
+use super::jpeg;
+use crate::{Error, Result};
+
+/// The largest image that is read, in pixels. A file's header can promise any size: this bounds the memory it takes.
+pub const MAX_PIXELS: u64 = 100_000_000;
+
+/// The formats that [`read_image`] takes, for messages.
+pub const READABLE_FORMATS: &str = "PNG, JPEG, WebP, GIF, BMP or TIFF";
+
+/// What a decoder may allocate while it reads the header and the metadata, in bytes.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+
+/// Reads an image file: PNG, JPEG, WebP, GIF (first frame), BMP or TIFF, told by its content.
+///
+/// The EXIF orientation is applied, transparency is composited over white, and grayscale, palette, 16-bit and CMYK
+/// pixels become 8-bit RGB (16-bit ones rounded to the nearest of `value / 257`). Colour profiles are not applied: the
+/// numbers are taken as sRGB, as the reference implementation takes them.
+///
+/// `name` stands for the file in messages. Errors: anything else than a whole image of one of these formats, and more
+/// than [`MAX_PIXELS`] pixels, which is found out before memory is taken for them.
+pub fn read_image(bytes: &[u8], name: &str) -> Result<RgbImage> {
+    let refuse = |reason: String| Error::Image { file: name.to_string(), reason };
+    let format = readable_format(bytes).map_err(refuse)?;
+    let label = format.extensions_str().first().unwrap_or(&"image").to_uppercase();
+    let broken = |e: image::ImageError| {
+        refuse(format!("cannot be read as {label} ({e}); the file may be damaged or incomplete"))
+    };
+
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(limits(MAX_HEADER_BYTES));
+    let mut decoder = reader.into_decoder().map_err(broken)?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(refuse(format!(
+            "is {width}x{height} pixels; the limit is {} megapixels, so scale it down first",
+            MAX_PIXELS / 1_000_000
+        )));
+    }
+    if width == 0 || height == 0 {
+        return Err(refuse(format!("is {width}x{height} pixels, which is no picture")));
+    }
+    if format == ImageFormat::Jpeg && !jpeg::is_whole(bytes) {
+        return Err(refuse("is a truncated JPEG (it ends before its end marker); get a complete copy".into()));
+    }
+    // Twice the pixels: decoders hold an intermediate form (e.g. the coefficients of a progressive JPEG) beside them.
+    decoder.set_limits(limits(2 * decoder.total_bytes() + MAX_HEADER_BYTES)).map_err(broken)?;
+    // An unreadable orientation is no reason to refuse the picture.
+    let orientation = decoder.orientation().ok();
+    let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    if let Some(orientation) = orientation {
+        image.apply_orientation(orientation);
+    }
+    Ok(into_rgb(image))
+}
+
+/// The format of the content, or why it cannot be read.
+fn readable_format(bytes: &[u8]) -> std::result::Result<ImageFormat, String> {
+    use ImageFormat::*;
+    if bytes.is_empty() {
+        return Err("the file is empty".to_string());
+    }
+    let other = match image::guess_format(bytes) {
+        Ok(format @ (Png | Jpeg | WebP | Gif | Bmp | Tiff)) => return Ok(format),
+        Ok(other) => format!("is in a format that cannot be read ({other:?})"),
+        // ISO base media files: the brand follows.
+        Err(_) if bytes.get(4..8) == Some(b"ftyp") => {
+            let brand = String::from_utf8_lossy(bytes.get(8..12).unwrap_or_default());
+            format!("is in a format that cannot be read (HEIC, AVIF or video, brand `{}`)", brand.trim().escape_debug())
+        }
+        Err(_) => "is not an image".to_string(),
+    };
+    Err(format!("{other}; give {READABLE_FORMATS}"))
+}
+
+fn limits(bytes: u64) -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(bytes);
+    limits
+}
+
+fn into_rgb(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
+    }
+    let (width, height) = (image.width(), image.height());
+    let mut rgb = RgbImage::new(width, height);
+    if image.color().bytes_per_pixel() / image.color().channel_count() == 1 {
+        for (out, pixel) in rgb.pixels_mut().zip(image.into_rgba8().pixels()) {
+            let [r, g, b, a] = pixel.0.map(u64::from);
+            *out = Rgb([r, g, b].map(|c| over_white(c, a, 255) as u8));
+        }
+    } else {
+        for (out, pixel) in rgb.pixels_mut().zip(image.into_rgba16().pixels()) {
+            let [r, g, b, a] = pixel.0.map(u64::from);
+            *out = Rgb([r, g, b].map(|c| ((over_white(c, a, 65535) + 128) / 257) as u8));
+        }
+    }
+    rgb
+}
+
+/// A channel over white, rounded to the nearest; all values are of `0..=max`.
+fn over_white(channel: u64, alpha: u64, max: u64) -> u64 {
+    (channel * alpha + max * (max - alpha) + max / 2) / max
+}

@@ -1,0 +1,212 @@
+//! From pixels to the bytes of an image file, and from bytes to a file that is whole or absent.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::webp::WebPEncoder};
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use super::{jpeg, metadata};
+use crate::{Error, Parameters, Result};
+
+/// A format that results are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputFormat {
+    #[default]
+    Png,
+    Jpeg,
+    /// Lossless, the only kind that the `image` crate writes.
+    Webp,
+}
+
+impl OutputFormat {
+    pub const DEFAULT_JPEG_QUALITY: u8 = 95;
+
+    /// The format that a file name asks for; `None` for a name without an extension that is known.
+    pub fn from_path(path: &Path) -> Option<Self> {
+        path.extension()?.to_str()?.parse().ok()
+    }
+
+    /// The extension of new files, without a dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpg",
+            Self::Webp => "webp",
+        }
+    }
+
+    /// Refuses a quality that this format has no use for.
+    pub fn check_quality(self, quality: Option<u8>) -> Result<()> {
+        let reason = match (self, quality) {
+            (_, None) | (Self::Jpeg, Some(1..=100)) => return Ok(()),
+            (Self::Jpeg, Some(quality)) => format!("quality is {quality}; give 1 to 100"),
+            (Self::Png, Some(_)) => "PNG is lossless and has no quality; use JPEG or leave the quality out".into(),
+            (Self::Webp, Some(_)) => {
+                "WebP is written without loss and has no quality; use JPEG or leave the quality out".into()
+            }
+        };
+        Err(Error::BadRequest(reason))
+    }
+}
+
+impl FromStr for OutputFormat {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "png" => Ok(Self::Png),
+            "jpg" | "jpeg" => Ok(Self::Jpeg),
+            "webp" => Ok(Self::Webp),
+            _ => Err(Error::BadRequest(format!("cannot write the image format `{name}`; use png, jpeg or webp"))),
+        }
+    }
+}
+
+/// The bytes of an image file.
+///
+/// JPEG is written without chroma subsampling, at `quality` 1 to 100, [`OutputFormat::DEFAULT_JPEG_QUALITY`] where not
+/// given; the other formats are lossless. `parameters` are stored inside for [`super::read_parameters`] to find.
+///
+/// Errors: a quality for a format without one, and a size that the format cannot hold.
+pub fn encode(
+    image: &RgbImage,
+    format: OutputFormat,
+    quality: Option<u8>,
+    parameters: Option<&Parameters>,
+) -> Result<Vec<u8>> {
+    format.check_quality(quality)?;
+    let json = parameters.map(metadata::json).transpose()?;
+    let stored = parameters.zip(json.as_deref());
+    match format {
+        OutputFormat::Png => png(image, stored).map_err(|e| cannot_encode("PNG", e)),
+        OutputFormat::Jpeg => jpeg(image, quality.unwrap_or(OutputFormat::DEFAULT_JPEG_QUALITY), stored),
+        OutputFormat::Webp => webp(image, stored),
+    }
+}
+
+fn png(image: &RgbImage, stored: Option<(&Parameters, &str)>) -> std::result::Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    if let Some((parameters, json)) = stored {
+        // Zero bytes would end a text early.
+        let plain = metadata::plain_text(parameters).replace('\0', "");
+        encoder.add_itxt_chunk(metadata::PNG_KEYWORD.to_string(), json.to_string())?;
+        encoder.add_itxt_chunk("parameters".to_string(), plain)?;
+        encoder.add_text_chunk("Software".to_string(), metadata::software(parameters))?;
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(image.as_raw())?;
+    writer.finish()?;
+    Ok(bytes)
+}
+
+fn jpeg(image: &RgbImage, quality: u8, stored: Option<(&Parameters, &str)>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
+    let in_exif = |json: &&str| metadata::escape(json).len() <= metadata::MAX_JPEG_EXIF_JSON;
+    if let Some((parameters, json)) = stored {
+        let exif = metadata::exif_block(parameters, Some(json).filter(in_exif))?;
+        encoder.set_exif_metadata(exif).map_err(|e| cannot_encode("JPEG", e))?;
+    }
+    write_pixels(encoder, image).map_err(|e| cannot_encode("JPEG", e))?;
+    Ok(match stored {
+        Some((_, json)) if !in_exif(&json) => jpeg::with_text(&bytes, json.as_bytes()),
+        _ => bytes,
+    })
+}
+
+fn webp(image: &RgbImage, stored: Option<(&Parameters, &str)>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut encoder = WebPEncoder::new_lossless(&mut bytes);
+    if let Some((parameters, json)) = stored {
+        let exif = metadata::exif_block(parameters, Some(json))?;
+        encoder.set_exif_metadata(exif).map_err(|e| cannot_encode("WebP", e))?;
+    }
+    write_pixels(encoder, image).map_err(|e| cannot_encode("WebP", e))?;
+    Ok(bytes)
+}
+
+fn write_pixels(encoder: impl ImageEncoder, image: &RgbImage) -> image::ImageResult<()> {
+    encoder.write_image(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8)
+}
+
+fn cannot_encode(format: &str, reason: impl std::fmt::Display) -> Error {
+    Error::Image { file: "result".to_string(), reason: format!("cannot be written as {format} ({reason})") }
+}
+
+/// Writes a file that is there whole or not at all: a temporary file beside it takes its name when complete.
+///
+/// Without `overwrite` an existing file is left alone and refused. A link is followed. A device or pipe, which cannot
+/// be replaced, is written straight to.
+pub fn write_atomically(path: &Path, bytes: &[u8], overwrite: bool) -> Result<()> {
+    let failed = |source: io::Error| Error::Io { file: path.display().to_string(), source };
+    match target(path, overwrite)? {
+        Target::Stream => OpenOptions::new().write(true).open(path).and_then(|mut f| f.write_all(bytes)).map_err(failed),
+        Target::File(target) => {
+            let mut file = temporary_beside(&target).map_err(failed)?;
+            file.write_all(bytes).map_err(failed)?;
+            file.as_file().sync_all().map_err(failed)?;
+            let placed = if overwrite { file.persist(&target) } else { file.persist_noclobber(&target) };
+            placed.map_err(|e| if e.error.kind() == io::ErrorKind::AlreadyExists { exists(path) } else { failed(e.error) })?;
+            Ok(())
+        }
+    }
+}
+
+/// Finds out before the work whether [`write_atomically`] will find its place: leaves nothing behind.
+pub fn check_writable(path: &Path, overwrite: bool) -> Result<()> {
+    let failed = |source: io::Error| Error::Io { file: path.display().to_string(), source };
+    match target(path, overwrite)? {
+        Target::Stream => OpenOptions::new().write(true).open(path).map(drop).map_err(failed),
+        Target::File(target) => temporary_beside(&target).map(drop).map_err(failed),
+    }
+}
+
+enum Target {
+    File(PathBuf),
+    /// Something that exists and is neither a file nor a folder: `/dev/null`, a named pipe.
+    Stream,
+}
+
+fn target(path: &Path, overwrite: bool) -> Result<Target> {
+    let refuse = |reason: &str| Error::Image { file: path.display().to_string(), reason: reason.to_string() };
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Err(refuse("is a folder; give the name of a file in it")),
+        Ok(found) if !found.is_file() => Ok(Target::Stream),
+        Ok(_) if !overwrite => Err(exists(path)),
+        Ok(_) => Ok(Target::File(fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()))),
+        Err(_) if path.file_name().is_none() => Err(refuse("is not the name of a file")),
+        Err(_) if !folder_of(path).is_dir() => Err(refuse("its folder does not exist; make it first")),
+        Err(_) => Ok(Target::File(path.to_path_buf())),
+    }
+}
+
+fn exists(path: &Path) -> Error {
+    let reason = "exists; give another name, or --force to overwrite it".to_string();
+    Error::Image { file: path.display().to_string(), reason }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".retouch-");
+    #[cfg(unix)]
+    {
+        // Not the owner-only rights of temporary files: those that any new file gets, less the umask.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder_of(path))
+}

@@ -1,0 +1,173 @@
+//! Which files make up a model.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use retouch_models::ModelDefaults;
+use retouch_sampler::SchedulerConfig;
+use retouch_weights::{
+    Component, Folder, Weights, WeightsError,
+    hub::{DownloadProgress, HubOptions},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{Error, Result};
+
+/// The model to edit with: a base, and single files in place of some or all of its parts.
+#[derive(Debug, Clone, Default)]
+pub struct ModelSource {
+    /// A model folder in diffusers' layout, or a hub id `owner/name`. `None` is the embedded nano-kontext, unless
+    /// single files are given.
+    pub base: Option<String>,
+    /// A single-file transformer, in Black Forest Labs' or diffusers' naming.
+    pub transformer: Option<PathBuf>,
+    /// A single-file VAE.
+    pub vae: Option<PathBuf>,
+    /// A single-file CLIP-L text encoder.
+    pub clip: Option<PathBuf>,
+    /// A single-file T5-XXL text encoder.
+    pub t5: Option<PathBuf>,
+    /// A folder with `tokenizer` and `tokenizer_2` inside, for single files without a base.
+    pub tokenizers: Option<PathBuf>,
+}
+
+impl ModelSource {
+    fn file(&self, component: Component) -> Option<&Path> {
+        match component {
+            Component::Transformer => self.transformer.as_deref(),
+            Component::Vae => self.vae.as_deref(),
+            Component::Clip => self.clip.as_deref(),
+            Component::T5 => self.t5.as_deref(),
+        }
+    }
+}
+
+/// A model's files, found and of a supported kind; weights are not read yet.
+pub(crate) struct ModelFiles {
+    /// How the user named the model.
+    pub name: String,
+    pub defaults: ModelDefaults,
+    pub scheduler: SchedulerConfig,
+    pub clip_tokenizer: Folder,
+    pub t5_tokenizer: Folder,
+    source: ModelSource,
+    base: Option<Folder>,
+}
+
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    class: String,
+}
+
+impl ModelFiles {
+    /// Finds the files, downloading from the hub what is not there.
+    pub fn find(source: &ModelSource, hub: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Self> {
+        let single_files = Component::ALL.into_iter().filter_map(|component| source.file(component)).count();
+        let base = match &source.base {
+            Some(name) => Some(base_folder(name, source, hub, progress)?),
+            None if single_files == 0 => Some(Folder::embedded("nano-kontext", retouch_models::NANO_KONTEXT)),
+            None => None,
+        };
+        let Some(base) = base else {
+            if let Some(missing) = Component::ALL.into_iter().find(|&component| source.file(component).is_none()) {
+                return Err(Error::BadRequest(format!(
+                    "single files without --model must be all four: give a {missing} by {}, or a folder or hub id by --model",
+                    missing.option()
+                )));
+            }
+            return Self::of_single_files(source, hub, progress);
+        };
+        let index: ModelIndex = base.json("model_index.json")?;
+        if !SUPPORTED_PIPELINES.contains(&index.class.as_str()) {
+            return Err(WeightsError::Unsupported {
+                what: base.name_of("model_index.json"),
+                reason: format!(
+                    "this is a {} model; supported are {}",
+                    index.class,
+                    SUPPORTED_PIPELINES.join(" and ")
+                ),
+            }
+            .into());
+        }
+        let scheduler: SchedulerConfig = base.json("scheduler/scheduler_config.json")?;
+        if let Some(reason) = scheduler.unsupported() {
+            return Err(WeightsError::Unsupported { what: base.name_of("scheduler/scheduler_config.json"), reason }.into());
+        }
+        let own_defaults = base.has("retouch.json").then(|| base.json("retouch.json")).transpose()?;
+        let name = source.base.clone().unwrap_or_else(|| "nano-kontext".into());
+        let tokenizers = source.tokenizers.as_ref().map_or_else(|| base.clone(), Folder::on_disk);
+        Ok(Self {
+            defaults: own_defaults.unwrap_or_else(|| retouch_models::defaults_for(&index.class)),
+            scheduler,
+            clip_tokenizer: tokenizers.sub("tokenizer"),
+            t5_tokenizer: tokenizers.sub("tokenizer_2"),
+            name,
+            source: source.clone(),
+            base: Some(base),
+        })
+    }
+
+    /// FLUX.1 Kontext [dev] from four files; the tokenizers are small and come from the hub if no folder is given.
+    fn of_single_files(source: &ModelSource, hub: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Self> {
+        let (clip_tokenizer, t5_tokenizer) = match &source.tokenizers {
+            Some(path) => {
+                let folder = Folder::on_disk(path);
+                (folder.sub("tokenizer"), folder.sub("tokenizer_2"))
+            }
+            None => (
+                retouch_weights::hub::clip_tokenizer(hub, progress)?,
+                retouch_weights::hub::t5_tokenizer(hub, progress)?,
+            ),
+        };
+        let name = source.transformer.as_deref().and_then(Path::file_name).unwrap_or_default();
+        Ok(Self {
+            name: name.to_string_lossy().into_owned(),
+            defaults: retouch_models::defaults_for("FluxKontextPipeline"),
+            scheduler: SchedulerConfig::default(),
+            clip_tokenizer,
+            t5_tokenizer,
+            source: source.clone(),
+            base: None,
+        })
+    }
+
+    /// The weights of a part, opened and checked but not read.
+    pub fn weights(&self, component: Component, dtype: DType, device: &Device) -> Result<Weights> {
+        let weights = match (self.source.file(component), &self.base) {
+            (Some(path), _) => component.in_file(path, dtype, device),
+            (None, Some(base)) => component.in_folder(base, dtype, device),
+            (None, None) => Err(WeightsError::NoWeights { what: component.to_string(), expected: component.option().into() }),
+        };
+        Ok(weights?)
+    }
+
+    /// The configuration of a part and the name of its file; none for a single file without a base.
+    ///
+    /// A single file given together with a base must have the base's sizes.
+    pub fn config<T: DeserializeOwned>(&self, component: Component) -> Result<Option<(T, String)>> {
+        let Some(base) = &self.base else { return Ok(None) };
+        let file = format!("{}/config.json", component.folder());
+        Ok(Some((base.json(&file)?, base.name_of(&file))))
+    }
+}
+
+const SUPPORTED_PIPELINES: [&str; 2] = ["FluxKontextPipeline", "FluxPipeline"];
+
+fn base_folder(name: &str, source: &ModelSource, hub: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Folder> {
+    let path = Path::new(name);
+    if path.is_dir() {
+        return Ok(Folder::on_disk(path));
+    }
+    if name == "nano-kontext" {
+        return Ok(Folder::embedded("nano-kontext", retouch_models::NANO_KONTEXT));
+    }
+    if path.is_file() {
+        return Err(Error::BadRequest(format!(
+            "{name} is a file, not a model folder; pass single files by --transformer, --vae, --clip and --t5"
+        )));
+    }
+    // What a single file replaces need not be downloaded.
+    let needed: Vec<Component> = Component::ALL.into_iter().filter(|&component| source.file(component).is_none()).collect();
+    Ok(retouch_weights::hub::model(name, &needed, hub, progress)?)
+}

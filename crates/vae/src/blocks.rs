@@ -1,0 +1,233 @@
+//! The blocks that encoder and decoder are built from.
+
+use candle_core::{D, Module, Result, Tensor};
+use retouch_weights::{Linear, Weights};
+
+use crate::{
+    VaeConfig,
+    conv::{Conv1x1, Conv3x3, Window},
+    norm::GroupNorm,
+};
+
+/// Two convolutions beside a shortcut.
+///
+/// Source: `ResnetBlock2D` without time embedding in diffusers' `models/resnet.py`.
+pub struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv3x3,
+    norm2: GroupNorm,
+    conv2: Conv3x3,
+    /// Brings the input to the output's channels where they differ.
+    shortcut: Option<Conv1x1>,
+}
+
+impl Resnet {
+    pub fn load(weights: &Weights, config: &VaeConfig, input: usize, output: usize) -> retouch_weights::Result<Self> {
+        let groups = config.norm_num_groups;
+        let shortcut = match input == output {
+            true => None,
+            false => Some(Conv1x1::load(&weights.pp("conv_shortcut"), input, output)?),
+        };
+        Ok(Self {
+            norm1: GroupNorm::load(&weights.pp("norm1"), groups, input)?,
+            conv1: Conv3x3::load(&weights.pp("conv1"), input, output, Window::Same)?,
+            norm2: GroupNorm::load(&weights.pp("norm2"), groups, output)?,
+            conv2: Conv3x3::load(&weights.pp("conv2"), output, output, Window::Same)?,
+            shortcut,
+        })
+    }
+
+    /// `[b, input, h, w]` to `[b, output, h, w]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
+        match &self.shortcut {
+            Some(shortcut) => shortcut.forward(x)? + y,
+            None => x + y,
+        }
+    }
+}
+
+/// Most elements of attention scores that are held at once: 64 MiB in f32, where all of a 2 megapixel image's
+/// (32768 latents attending to as many) would be 4 GiB.
+const MAX_SCORES: usize = 1 << 24;
+
+/// Self-attention of all pixels with a single head as wide as the channels.
+///
+/// Source: `Attention` with `residual_connection=True` in diffusers' `models/attention_processor.py`, as the middle
+/// block of `models/unets/unet_2d_blocks.py` makes it.
+pub struct Attention {
+    group_norm: GroupNorm,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+}
+
+impl Attention {
+    pub fn load(weights: &Weights, config: &VaeConfig, channels: usize) -> retouch_weights::Result<Self> {
+        let linear = |name: &str| Linear::load(&weights.pp(name), channels, channels);
+        Ok(Self {
+            group_norm: GroupNorm::load(&weights.pp("group_norm"), config.norm_num_groups, channels)?,
+            to_q: linear("to_q")?,
+            to_k: linear("to_k")?,
+            to_v: linear("to_v")?,
+            to_out: linear("to_out.0")?,
+        })
+    }
+
+    /// `[b, c, h, w]` to the same.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, channels, _, _) = x.dims4()?;
+        let tokens = self.group_norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?; // [b, h * w, c]
+        let q = (self.to_q.forward(&tokens)? * (channels as f64).powf(-0.5))?;
+        let k = self.to_k.forward(&tokens)?.transpose(1, 2)?; // [b, c, h * w]
+        let v = self.to_v.forward(&tokens)?;
+        let y = self.to_out.forward(&attend(&q, &k, &v, MAX_SCORES)?)?; // [b, h * w, c]
+        x + y.transpose(1, 2)?.reshape(x.shape())?
+    }
+}
+
+/// `softmax(q k) v`, a few queries at a time so that at most `max_scores` scores are held at once.
+///
+/// `q` `[b, queries, c]`, `k` `[b, c, keys]`, `v` `[b, keys, c]`; returns `[b, queries, c]`.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, max_scores: usize) -> Result<Tensor> {
+    let (batch, queries, _) = q.dims3()?;
+    let keys = k.dim(D::Minus1)?;
+    let chunk = (max_scores / (batch * keys).max(1)).clamp(1, queries.max(1));
+    let parts = (0..queries).step_by(chunk).map(|start| {
+        let q = q.narrow(1, start, chunk.min(queries - start))?.contiguous()?;
+        candle_nn::ops::softmax_last_dim(&q.matmul(k)?)?.matmul(v)
+    });
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 1)
+}
+
+/// The blocks at the lowest resolution: resnet, attention, resnet.
+pub struct MidBlock {
+    first: Resnet,
+    attention: Option<Attention>,
+    second: Resnet,
+}
+
+impl MidBlock {
+    pub fn load(weights: &Weights, config: &VaeConfig, channels: usize) -> retouch_weights::Result<Self> {
+        let attention = match config.mid_block_add_attention {
+            true => Some(Attention::load(&weights.pp("attentions.0"), config, channels)?),
+            false => None,
+        };
+        Ok(Self {
+            first: Resnet::load(&weights.pp("resnets.0"), config, channels, channels)?,
+            attention,
+            second: Resnet::load(&weights.pp("resnets.1"), config, channels, channels)?,
+        })
+    }
+
+    /// `[b, channels, h, w]` to the same.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.first.forward(x)?;
+        let x = match &self.attention {
+            Some(attention) => attention.forward(&x)?,
+            None => x,
+        };
+        self.second.forward(&x)
+    }
+}
+
+/// Resnets at one resolution of the encoder, then a step down to half of it.
+pub struct DownBlock {
+    resnets: Vec<Resnet>,
+    downsample: Option<Conv3x3>,
+}
+
+impl DownBlock {
+    /// `last` is the lowest resolution, with no step down after it.
+    pub fn load(
+        weights: &Weights,
+        config: &VaeConfig,
+        input: usize,
+        output: usize,
+        last: bool,
+    ) -> retouch_weights::Result<Self> {
+        let downsample = match last {
+            true => None,
+            false => Some(Conv3x3::load(&weights.pp("downsamplers.0.conv"), output, output, Window::Halving)?),
+        };
+        Ok(Self { resnets: resnets(weights, config, config.layers_per_block, input, output)?, downsample })
+    }
+
+    /// `[b, input, h, w]` to `[b, output, h / 2, w / 2]`, or with the size kept for the last one.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.resnets.iter().try_fold(x.clone(), |x, resnet| resnet.forward(&x))?;
+        match &self.downsample {
+            Some(conv) => conv.forward(&x),
+            None => Ok(x),
+        }
+    }
+}
+
+/// Resnets at one resolution of the decoder, then a step up to twice of it.
+pub struct UpBlock {
+    resnets: Vec<Resnet>,
+    upsample: Option<Conv3x3>,
+}
+
+impl UpBlock {
+    /// `last` is the full resolution, with no step up after it.
+    pub fn load(
+        weights: &Weights,
+        config: &VaeConfig,
+        input: usize,
+        output: usize,
+        last: bool,
+    ) -> retouch_weights::Result<Self> {
+        let upsample = match last {
+            true => None,
+            false => Some(Conv3x3::load(&weights.pp("upsamplers.0.conv"), output, output, Window::Same)?),
+        };
+        // One more than the encoder: `UpDecoderBlock2D` gets `num_layers=layers_per_block + 1`.
+        Ok(Self { resnets: resnets(weights, config, config.layers_per_block + 1, input, output)?, upsample })
+    }
+
+    /// `[b, input, h, w]` to `[b, output, 2 * h, 2 * w]`, or with the size kept for the last one.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.resnets.iter().try_fold(x.clone(), |x, resnet| resnet.forward(&x))?;
+        match &self.upsample {
+            Some(conv) => {
+                let (_, _, h, w) = x.dims4()?;
+                conv.forward(&x.upsample_nearest2d(2 * h, 2 * w)?)
+            }
+            None => Ok(x),
+        }
+    }
+}
+
+/// `count` resnets in a row, the first of them from `input` channels to `output`.
+fn resnets(
+    weights: &Weights,
+    config: &VaeConfig,
+    count: usize,
+    input: usize,
+    output: usize,
+) -> retouch_weights::Result<Vec<Resnet>> {
+    let weights = weights.pp("resnets");
+    (0..count).map(|i| Resnet::load(&weights.pp(i), config, if i == 0 { input } else { output }, output)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn attention_in_chunks_equals_attention_at_once() -> Result<()> {
+        let tensor = |shape: (usize, usize, usize)| Tensor::randn(0f32, 1., shape, &Device::Cpu);
+        let (q, k, v) = (tensor((2, 10, 4))?, tensor((2, 4, 7))?, tensor((2, 7, 4))?);
+        let whole = attend(&q, &k, &v, usize::MAX)?;
+        // 3 queries at a time: chunks of 3, 3, 3 and 1; then one query at a time.
+        for max_scores in [3 * 2 * 7, 0] {
+            let difference = (attend(&q, &k, &v, max_scores)? - &whole)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(difference < 1e-6, "{difference}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+use candle_core::{DType, Tensor};
+use retouch_weights::Weights;
+
+use crate::{
+    VaeConfig,
+    blocks::{DownBlock, MidBlock},
+    conv::{Conv3x3, Window},
+    norm::GroupNorm,
+};
+
+/// From pixels to latents.
+///
+/// Source: `Encoder` in diffusers' `models/autoencoders/vae.py`.
+pub struct VaeEncoder {
+    config: VaeConfig,
+    dtype: DType,
+    conv_in: Conv3x3,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv3x3,
+}
+
+impl VaeEncoder {
+    /// `weights` is the root of the autoencoder's parameters (`encoder.conv_in.weight`, …).
+    ///
+    /// Fails where a parameter is missing or of another shape, and on a configuration that is not computed here.
+    pub fn load(weights: &Weights, config: &VaeConfig) -> retouch_weights::Result<Self> {
+        config.check("the autoencoder's configuration")?;
+        let weights = config.in_compute_dtype(weights).pp("encoder");
+        let channels = &config.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let down_blocks = (0..channels.len()).map(|level| {
+            let input = channels[level.saturating_sub(1)];
+            let is_last = level + 1 == channels.len();
+            DownBlock::load(&weights.pp("down_blocks").pp(level), config, input, channels[level], is_last)
+        });
+        Ok(Self {
+            conv_in: Conv3x3::load(&weights.pp("conv_in"), config.in_channels, first, Window::Same)?,
+            down_blocks: down_blocks.collect::<retouch_weights::Result<_>>()?,
+            mid_block: MidBlock::load(&weights.pp("mid_block"), config, last)?,
+            conv_norm_out: GroupNorm::load(&weights.pp("conv_norm_out"), config.norm_num_groups, last)?,
+            // Mean and logarithm of the variance of each latent.
+            conv_out: Conv3x3::load(&weights.pp("conv_out"), last, 2 * config.latent_channels, Window::Same)?,
+            dtype: weights.dtype(),
+            config: config.clone(),
+        })
+    }
+
+    /// The most likely latents of an image (the posterior's mode, no sample), shifted and scaled as the flow
+    /// transformer expects them.
+    ///
+    /// `pixels` `[b, in_channels, h, w]` in [-1, 1], `h` and `w` multiples of [`VaeConfig::spatial_factor`] `f`;
+    /// returns `[b, latent_channels, h / f, w / f]` in the dtype of `pixels`.
+    ///
+    /// Source: `_encode_vae_image` in diffusers' `pipelines/flux/pipeline_flux_kontext.py`.
+    pub fn encode(&self, pixels: &Tensor) -> candle_core::Result<Tensor> {
+        let (_, channels, h, w) = pixels.dims4()?;
+        let (expected, factor) = (self.config.in_channels, self.config.spatial_factor());
+        if channels != expected || h == 0 || w == 0 || !h.is_multiple_of(factor) || !w.is_multiple_of(factor) {
+            candle_core::bail!(
+                "an image of {w}x{h} pixels in {channels} channels cannot be encoded: it takes {expected} channels, \
+                 and sides that are multiples of {factor}"
+            )
+        }
+        let x = self.conv_in.forward(&pixels.to_dtype(self.dtype)?)?;
+        let x = self.down_blocks.iter().try_fold(x, |x, block| block.forward(&x))?;
+        let x = self.mid_block.forward(&x)?;
+        let moments = self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?; // [b, 2 * latent, h / f, w / f]
+        let mean = moments.narrow(1, 0, self.config.latent_channels)?;
+        ((mean - self.config.shift())? * self.config.scaling_factor)?.to_dtype(pixels.dtype())
+    }
+}

@@ -1,0 +1,46 @@
+use std::path::PathBuf;
+
+/// What can be wrong with a model's files. Every message names the file, what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    #[error("{file}: {source}")]
+    Io { file: String, source: std::io::Error },
+
+    #[error("{file}: not a usable safetensors file: {reason}; download it again")]
+    BadSafetensors { file: String, reason: String },
+
+    #[error("{file}: not valid JSON for this purpose: {reason}")]
+    BadJson { file: String, reason: String },
+
+    #[error("{file}: the index names the shard `{shard}`, which is absent; download it again")]
+    MissingShard { file: String, shard: String },
+
+    #[error("{files}: tensor `{tensor}` is missing; is this file complete, and of the right model?")]
+    MissingTensor { files: String, tensor: String },
+
+    #[error("{file}: tensor `{tensor}` has shape {found:?}, expected {expected:?}; is this file of the right model?")]
+    WrongShape { file: String, tensor: String, expected: Vec<usize>, found: Vec<usize> },
+
+    #[error("{file}: tensor `{tensor}` has shape {found:?}, expected {expected} axes; is this file of the right model?")]
+    WrongRank { file: String, tensor: String, expected: usize, found: Vec<usize> },
+
+    #[error("{file} holds {found}, not a {wanted}; {advice}")]
+    WrongKind { file: String, found: String, wanted: String, advice: String },
+
+    #[error("{file}: tensor `{tensor}` has dtype {dtype}, which is not supported; use bf16, f16 or f32 weights")]
+    WrongDtype { file: String, tensor: String, dtype: String },
+
+    #[error("{what}: no weights found; expected {expected}")]
+    NoWeights { what: String, expected: String },
+
+    #[error("{what}: {reason}")]
+    Unsupported { what: String, reason: String },
+
+    #[error("{0}: no such file or folder, and not a hub id of the form `owner/name`")]
+    NoSuchModel(PathBuf),
+
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+pub type Result<T> = std::result::Result<T, WeightsError>;

@@ -1,0 +1,22 @@
+//! From a name on disk or on a hub to tensors.
+//!
+//! A [`Folder`] finds files, a [`Store`] checks them and reads tensors by name, and [`Weights`] is what a model's
+//! module takes its parameters from, under the names that the code uses (see [`naming`]).
+
+mod detect;
+mod error;
+mod folder;
+mod header;
+mod linear;
+pub mod naming;
+mod shapes;
+mod store;
+mod weights;
+
+pub use detect::{Component, Kind, Layout, detect};
+pub use error::{Result, WeightsError};
+pub use folder::{Bytes, EmbeddedFiles, Folder, ModelFile};
+pub use linear::Linear;
+pub use shapes::{ClipShape, FluxShape, T5Shape, VaeShape};
+pub use store::Store;
+pub use weights::Weights;

@@ -1,0 +1,167 @@
+//! What a model module takes its parameters from: a store, the naming of its tensors, a prefix, a dtype and a device.
+
+use std::{fmt::Display, sync::Arc};
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::{VarBuilder, var_builder::SimpleBackend};
+
+use crate::{
+    Result, Store, WeightsError,
+    naming::{Naming, Recipe},
+};
+
+/// A place in a tree of parameters; cheap to clone.
+///
+/// ```ignore
+/// let q = weights.pp("attn").pp("to_q").get((hidden, hidden), "weight")?;
+/// ```
+#[derive(Clone)]
+pub struct Weights {
+    store: Arc<Store>,
+    naming: Arc<dyn Naming>,
+    prefix: String,
+    dtype: DType,
+    device: Device,
+}
+
+impl Weights {
+    /// `naming` turns the names that the model's code asks for into those in the store.
+    pub fn new(store: Store, naming: impl Naming + 'static, dtype: DType, device: &Device) -> Self {
+        Self { store: Arc::new(store), naming: Arc::new(naming), prefix: String::new(), dtype, device: device.clone() }
+    }
+
+    /// The parameters below `name`.
+    pub fn pp(&self, name: impl Display) -> Self {
+        let prefix = self.full_name(&name.to_string());
+        Self { prefix, ..self.clone() }
+    }
+
+    /// The same parameters, converted to another dtype when read.
+    pub fn with_dtype(&self, dtype: DType) -> Self {
+        Self { dtype, ..self.clone() }
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The store behind, for looking at names and shapes.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.naming.recipe(&self.full_name(name)).parts().iter().all(|part| self.store.has(part))
+    }
+
+    /// The shape of a parameter, if it is there; nothing is read.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.shape_of(&self.naming.recipe(&self.full_name(name)))
+    }
+
+    /// Reads a parameter and checks its shape.
+    pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+        self.read(&shape.into(), &self.full_name(name), self.dtype, &self.device)
+    }
+
+    /// A view of this place for modules written against candle's own [`VarBuilder`].
+    pub fn var_builder(&self) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    fn read(&self, shape: &Shape, full_name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let recipe = self.naming.recipe(full_name);
+        // Against the header first: a file of another model is refused before gigabytes of it are read.
+        self.check_shape(&recipe, shape.dims())?;
+        let read = |part: &String| self.store.tensor(part, dtype, device);
+        Ok(match &recipe {
+            Recipe::Same(part) => read(part)?,
+            Recipe::Reshaped(part) => read(part)?.reshape(shape)?,
+            Recipe::Rows(parts) => Tensor::cat(&parts.iter().map(read).collect::<Result<Vec<_>>>()?, 0)?,
+            Recipe::SwappedHalves(part) => {
+                let (whole, half) = (read(part)?, shape.dims()[0] / 2);
+                Tensor::cat(&[whole.narrow(0, half, half)?, whole.narrow(0, 0, half)?], 0)?
+            }
+        })
+    }
+
+    /// The shape of the parameter that `recipe` makes, where its parts are there and fit each other.
+    fn shape_of(&self, recipe: &Recipe) -> Option<Vec<usize>> {
+        let mut parts = recipe.parts().iter().map(|part| self.store.shape(part));
+        let mut shape = parts.next()??.to_vec();
+        for part in parts {
+            let (rows, rest) = part?.split_first()?;
+            let (total, expected) = shape.split_first_mut()?;
+            if rest != expected {
+                return None;
+            }
+            *total += rows;
+        }
+        Some(shape)
+    }
+
+    fn check_shape(&self, recipe: &Recipe, expected: &[usize]) -> Result<()> {
+        let parts = recipe.parts();
+        for part in parts {
+            if !self.store.has(part) {
+                return Err(WeightsError::MissingTensor { files: self.store.describe(), tensor: part.clone() });
+            }
+        }
+        let fits = match (self.shape_of(recipe), recipe) {
+            (Some(found), Recipe::Reshaped(_)) => elements(&found) == elements(expected),
+            (Some(found), Recipe::SwappedHalves(_)) => {
+                found == expected && found.first().is_some_and(|rows| rows.is_multiple_of(2))
+            }
+            (Some(found), _) => found == expected,
+            (None, _) => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        // Of stacked parts, either one does not fit its neighbours, or all of them together have too many rows.
+        let found = self.shape_of(recipe).or_else(|| {
+            let misfit = |part: &String| self.store.shape(part).filter(|shape| shape.get(1..) != expected.get(1..));
+            parts.iter().find_map(misfit).map(<[usize]>::to_vec)
+        });
+        Err(WeightsError::WrongShape {
+            file: self.store.file_of(&parts[0]),
+            tensor: parts.join(" + "),
+            expected: expected.to_vec(),
+            found: found.unwrap_or_default(),
+        })
+    }
+}
+
+fn elements(shape: &[usize]) -> usize {
+    shape.iter().product()
+}
+
+impl SimpleBackend for Weights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: candle_nn::Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.read(&shape, &self.full_name(name), dtype, device).map_err(candle_core::Error::wrap)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let part = self.naming.recipe(&self.full_name(name)).parts()[0].clone();
+        self.store.tensor(&part, dtype, device).map_err(candle_core::Error::wrap)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.has(name)
+    }
+}
