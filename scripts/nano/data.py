@@ -28,21 +28,30 @@ def pick_size(seed, progress):
 
 
 def pair(rng, w, h, kind=None, split="train", mix=MIX):
-    """(source, target, sentence, kind)."""
+    """(source, target, sentence, shapes of the source per 16x16 patch, kind)."""
+    what = np.zeros((h // 16, w // 16), np.int64)
     kind = kind or str(rng.choice(list(mix), p=np.array(list(mix.values())) / sum(mix.values())))
     if kind in ("photo", "global"):
         op = str(rng.choice(scenes.GLOBAL_OPS))
         if kind == "global":
             e = scenes.sample_edit(rng, w, h, op)
-            src, tgt = e["src"], e["tgt"]
+            src, tgt, what = e["src"], e["tgt"], shape_map(e["scene"])
         else:
             src = photos.sample(rng, w, h)
             tgt = scenes.apply_global(src, op)
         words = {"op": op}
     else:
         e = scenes.sample_edit(rng, w, h, kind)
-        src, tgt, words = e["src"], e["tgt"], e["words"]
-    return src, tgt, phrases.say(rng, words, split), kind
+        src, tgt, words, what = e["src"], e["tgt"], e["words"], shape_map(e["scene"])
+    return src, tgt, phrases.say(rng, words, split), what, kind
+
+
+def shape_map(s):
+    """0 = no object, 1 + shape where one covers at least 15% of the patch."""
+    out = np.zeros((s.h // 16, s.w // 16), np.int64)
+    for o in s.objs:
+        out[scenes.mask(o, s.w, s.h).reshape(s.h // 16, 16, s.w // 16, 16).mean((1, 3)) > 0.15] = 1 + o.shape
+    return out
 
 
 def encode(images, enc, scaling, zero, device):
@@ -84,12 +93,13 @@ class Latents:
 
     @torch.no_grad()
     def add(self, size, pairs):
-        """Encode new pairs: [source, target, changed, pooled, tokens]."""
+        """Encode new pairs: [source, target, changed, pooled, tokens, shapes]."""
         src, tgt, say = [p[0] for p in pairs], [p[1] for p in pairs], [p[2] for p in pairs]
         f = lambda im: encode(im, self.enc, self.scaling, self.zero, self.device)
-        new = [f(src), f(tgt), changed(src, tgt).to(self.device), *self.text(say, self.device)]
+        new = [f(src), f(tgt), changed(src, tgt).to(self.device), *self.text(say, self.device),
+               torch.from_numpy(np.stack([p[3].reshape(-1) for p in pairs])).to(self.device)]
         b = self.buffer.setdefault(size, [])
-        b.append([t.to(torch.bfloat16) for t in new])
+        b.append([t.to(torch.bfloat16) if t.is_floating_point() else t for t in new])
         while sum(len(x[0]) for x in b) > self.keep:
             b.pop(0)
         return new
@@ -98,4 +108,5 @@ class Latents:
         """n pairs of the buffer."""
         b = self.buffer[size]
         rows = [(int(i), int(rng.integers(len(b[int(i)][0])))) for i in rng.integers(len(b), size=n)]
-        return [torch.stack([b[i][k][j] for i, j in rows]).float() for k in range(5)]
+        new = [torch.stack([b[i][k][j] for i, j in rows]) for k in range(6)]
+        return [t.float() if t.is_floating_point() else t for t in new]

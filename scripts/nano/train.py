@@ -34,6 +34,7 @@ def arguments():
     a.add_argument("--adam-lr", type=float, default=1.5e-3, help="AdamW, for everything else")
     a.add_argument("--warmup", type=int, default=100)
     a.add_argument("--edited", type=float, default=4.0, help="loss weight of edited tokens")
+    a.add_argument("--aux", type=float, default=0.15, help="weight of the auxiliary heads; falls to nothing over the run")
     a.add_argument("--ema", type=float, default=0.997)
     a.add_argument("--progress", type=float, nargs=2, default=(0, 1), help="part of the size curriculum that this call covers")
     a.add_argument("--save-minutes", type=float, default=5)
@@ -70,8 +71,33 @@ def draw_sigma(n, tokens, device):
     return e / (e + 1 / u - 1)
 
 
-def flow_loss(model, b, size, a):
-    src, tgt, ch, pooled, toks = b
+class Aux(torch.nn.Module):
+    """Linear heads on hidden states, only for training: which patches change, and which shape each patch of the source shows.
+
+    "Which object is meant" is the hard part of the task, and through the flow loss alone its signal is weak and late.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        d = model.inner_dim
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(d, 6) for _ in range(2)])
+        self.hidden = []
+        for block in (model.transformer_blocks[-1], model.single_transformer_blocks[len(model.single_transformer_blocks) // 2 - 1]):
+            block.register_forward_hook(lambda m, i, out: self.hidden.append(out[1]) if torch.is_grad_enabled() else None)
+
+    def loss(self, ch, shapes):
+        total = 0
+        n = ch.shape[1]
+        for head, x in zip(self.heads, self.hidden):
+            x = F.layer_norm(x.float(), x.shape[-1:])
+            for part in (x[:, :n], x[:, n:2 * n]):                       # latent tokens, reference tokens
+                y = head(part)
+                total = total + F.binary_cross_entropy_with_logits(y[..., 0], ch) + 0.5 * F.cross_entropy(y[..., 1:].flatten(0, 1), shapes.flatten())
+        return total / 4
+
+
+def flow_loss(model, b, size, a, aux=None):
+    src, tgt, ch, pooled, toks, shapes = b
     n, t = ch.shape
     sig = draw_sigma(n, t, src.device)
     eps = torch.randn_like(tgt)
@@ -79,9 +105,13 @@ def flow_loss(model, b, size, a):
     guidance = 1 + 4 * torch.rand(n, device=src.device)         # any guidance is the same to the model, so that users may set it
     with torch.autocast(src.device.type, torch.bfloat16):
         v = dit.velocity(model, x, src, sig, guidance, pooled, toks, dit.ids(size[1] // 16, size[0] // 16, src.device))
+    extra = 0.0
+    if aux is not None:
+        extra = aux.loss(ch, shapes)
+        aux.hidden.clear()
     w = 1 + (a.edited - 1) * ch * (ch.mean(1, keepdim=True) < 0.95)
     w = w / w.mean()
-    return ((v.float() - (eps - tgt)).square().mean(-1) * w).mean()
+    return ((v.float() - (eps - tgt)).square().mean(-1) * w).mean(), extra
 
 
 @torch.no_grad()
@@ -118,18 +148,27 @@ def main():
     if a.init:
         load_init(model, a.init)
     model.to(dev)
+    aux = Aux(model).to(dev)
     opts, step, seen = optimizers(model, a), 0, 0
+    aux_opt = torch.optim.AdamW(aux.parameters(), lr=2e-3, weight_decay=0)
     ema = {k: v.clone() for k, v in model.state_dict().items()}
     if a.resume:
         ck = torch.load(path, map_location=dev, weights_only=False)
         model.load_state_dict(ck["model"])
+        if "aux" in ck:
+            aux.load_state_dict(ck["aux"])
         ema, step, seen = {k: v.to(dev) for k, v in ck["ema"].items()}, ck["step"], ck["seen"]
         for (o, _), s in zip(opts, ck["opt"]):
             o.load_state_dict(s)
     torch.manual_seed(a.seed + 1000 * rank + 7919 * step)
     rng = np.random.default_rng([a.seed, rank, step])
-    params = list(model.parameters())
+    params = list(model.parameters()) + list(aux.parameters())
+    for p in aux.parameters():                                   # the same heads on every rank
+        if world > 1:
+            dist.broadcast(p.data, 0)
     net = torch.compile(model, dynamic=True) if a.compile else model
+    if dev == "cpu":                                    # torch's CPU flash attention has a slow backward pass at this size
+        torch.backends.cuda.enable_flash_sdp(False)
     progress = torch.tensor([a.progress[0]], dtype=torch.float64).share_memory_()
 
     def plan(i):
@@ -141,11 +180,11 @@ def main():
     fresh_only = a.workers > 0
     loader = iter(torch.utils.data.DataLoader(data.Pictures(a.seed + 100 * rank + step, plan), batch_size=None, num_workers=a.workers,
                                               collate_fn=lambda x: x, prefetch_factor=8, persistent_workers=True)) if fresh_only else None
-    start, mean, first = time.time(), None, step
+    start, mean, aux_mean, first = time.time(), None, None, step
     saved = shown = start
 
     def save():
-        torch.save(dict(model=model.state_dict(), ema=ema, opt=[o.state_dict() for o, _ in opts], step=step, seen=seen, torch_rng=torch.get_rng_state(),
+        torch.save(dict(model=model.state_dict(), aux=aux.state_dict(), ema=ema, opt=[o.state_dict() for o, _ in opts], step=step, seen=seen, torch_rng=torch.get_rng_state(),
                         rng=rng.bit_generator.state, args=vars(a)), path + ".new")
         os.replace(path + ".new", path)
 
@@ -176,8 +215,9 @@ def main():
             for g in o.param_groups:
                 g["lr"] = lr * min(1, (step - first + 1) / a.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * t)))
             o.zero_grad()
-        loss = flow_loss(net, b, size, a)
-        loss.backward()
+        aux_opt.zero_grad()
+        loss, extra = flow_loss(net, b, size, a, aux)
+        (loss + a.aux * (1 - t) * extra).backward()
         if world > 1:
             flat = torch.cat([p.grad.view(-1) for p in params])
             dist.all_reduce(flat)
@@ -187,14 +227,16 @@ def main():
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         for o, _ in opts:
             o.step()
+        aux_opt.step()
         step += 1
         seen += count * world
         k = min(a.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(ema.values()), [v.detach() for v in model.state_dict().values()], 1 - k)
         mean = float(loss) if mean is None else 0.98 * mean + 0.02 * float(loss)
+        aux_mean = float(extra) if aux_mean is None else 0.98 * aux_mean + 0.02 * float(extra)
         if rank == 0 and time.time() - shown > 60:
             shown = time.time()
-            print(f"{(shown - start) / 60:5.1f} min step {step} pairs {seen} loss {mean:.4f}", flush=True)
+            print(f"{(shown - start) / 60:5.1f} min step {step} pairs {seen} loss {mean:.4f} aux {aux_mean:.4f}", flush=True)
         if rank == 0 and time.time() - saved > a.save_minutes * 60:
             saved = time.time()
             save()

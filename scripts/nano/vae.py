@@ -116,6 +116,19 @@ def to_diffusers(enc, dec, scaling, shift):
     return v
 
 
+@torch.no_grad()
+def from_diffusers(w):
+    """The inverse of `to_diffusers` for the encoder: its state dict -> LinearEncoder."""
+    enc, size = LinearEncoder(), 64 // GROUPS
+    for name, key in (("conv_in", "conv_in"), ("down0", "down_blocks.0.downsamplers.0.conv"), ("short1", "down_blocks.1.resnets.0.conv_shortcut"),
+                      ("down1", "down_blocks.1.downsamplers.0.conv"), ("short2", "down_blocks.2.resnets.0.conv_shortcut")):
+        getattr(enc, name).weight.copy_(w[f"{key}.weight"]), getattr(enc, name).bias.copy_(w[f"{key}.bias"])
+    rows = [k // 7 * size + 2 * (k % 7) for k in range(28)]
+    enc.down2.weight.copy_(w["down_blocks.2.downsamplers.0.conv.weight"][rows]), enc.down2.bias.copy_(w["down_blocks.2.downsamplers.0.conv.bias"][rows])
+    enc.out.weight.copy_(w["conv_out.weight"][:LATENT][:, rows]), enc.out.bias.copy_(w["conv_out.bias"][:LATENT])
+    return enc
+
+
 def batch(rng, n, size):
     """Crops for training, (n, 3, size, size) in [-1, 1]: drawn scenes, photo-like pictures, and global edits of both."""
     out = []

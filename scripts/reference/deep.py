@@ -15,7 +15,7 @@ def watched_modules(pipe):
     yield "clip.final_norm", clip.final_layer_norm, [""]
 
     t5 = pipe.text_encoder_2
-    yield "t5.embeddings", t5.shared, [""]
+    yield "t5.embeddings", t5.encoder.embed_tokens, [""]
     for i, block in enumerate(t5.encoder.block):
         yield f"t5.block.{i}", block, ["", *[None] * 3]
     yield "t5.final_norm", t5.encoder.final_layer_norm, [""]

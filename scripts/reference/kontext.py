@@ -155,8 +155,8 @@ def main(names):
         if inside:
             save_file(inside, FIXTURES / "deep.safetensors")
         image, latents = tensors["image"], tensors["latents"]
-        inside_range = ((image > 0) & (image < 1)).float().mean()
-        print(f"{name:22s} latents std {latents.std():.3f}, image mean {image.mean():.3f} std {image.std():.3f}, {inside_range:.0%} of it unclamped", flush=True)
+        unclamped = ((image > 0) & (image < 1)).float().mean()
+        print(f"{name:22s} std of latents {latents.std():.3f}, of image {image.std():.3f}, {unclamped:.0%} of it unclamped", flush=True)
     index_file.write_text(json.dumps([index[name] for name in CASES if name in index], indent=1, ensure_ascii=False) + "\n")
 
     pipe = load(torch.bfloat16)

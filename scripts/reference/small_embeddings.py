@@ -27,7 +27,8 @@ def positions():
 def main():
     timesteps = torch.tensor([0.0, 1.0, 35.7142868, 500.0, 612.0, 612.869995, 999.5, 1000.0, 1500.0, 2496.0, 2500.0, 3500.0, 10000.0])
     ids = positions()
-    tensors = {"timesteps": timesteps, "sinusoid": Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)(timesteps), "rotary.ids": ids}
+    sinusoid = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)(timesteps)
+    tensors = {"timesteps": timesteps, "sinusoid": sinusoid, "rotary.ids": ids}
     for name, axes in (("rotary", (16, 56, 56)), ("rotary_tiny", (8, 12, 12))):
         tensors[name + ".cos"], tensors[name + ".sin"] = FluxPosEmbed(theta=10000, axes_dim=axes)(ids.float())
     save_file({k: v.contiguous() for k, v in tensors.items()}, FIXTURES / "small" / "embeddings.safetensors")

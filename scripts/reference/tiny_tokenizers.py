@@ -101,7 +101,8 @@ def t5_tokenizer_json(model):
     tokenizer.normalizer = normalizers.Sequence([charsmap, normalizers.Strip(left=False, right=True), spaces])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always", split=True)
     tokenizer.decoder = decoders.Metaspace(replacement="\u2581", prepend_scheme="always", split=True)
-    tokenizer.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)])
+    pair = ["$A", "</s>", "$B", "</s>"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=pair[:2], pair=pair, special_tokens=[("</s>", 1)])
     special = ["<pad>", "</s>", "<unk>", *reversed(EXTRA_IDS)]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer, special

@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary `retouch`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    retouch_cli::main()
+}

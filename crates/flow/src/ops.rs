@@ -14,6 +14,12 @@ const SCORE_BYTES: usize = 512 << 20;
 /// elements at which candle's CUDA reductions overflow their index.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (b, heads, tokens, head_dim) = q.dims4()?;
+    let dtype = q.dtype();
+    if q.device().is_cpu() && dtype != DType::F32 {
+        // On the CPU candle adds up a softmax's terms in the tensor's own dtype: in bf16 a sum of more than 256 is lost.
+        let [q, k, v] = [q, k, v].map(|x| x.to_dtype(DType::F32));
+        return attention(&q?, &k?, &v?)?.to_dtype(dtype);
+    }
     let bytes_per_query = b * heads * k.dim(2)? * q.dtype().size_in_bytes();
     let run = (SCORE_BYTES / bytes_per_query).clamp(1, tokens);
     let q = (q * (head_dim as f64).powf(-0.5))?;

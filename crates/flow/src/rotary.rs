@@ -46,3 +46,32 @@ impl Rotary {
         turned.to_dtype(x.dtype())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_equal_the_reference_past_position_256() -> Result<()> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/small/embeddings.safetensors");
+        let stored = candle_core::safetensors::load(file, &Device::Cpu)?;
+        let positions: Vec<Position> = stored["rotary.ids"]
+            .to_vec2::<i64>()?
+            .iter()
+            .map(|id| std::array::from_fn(|axis| id[axis] as u32))
+            .collect();
+        for (name, axes) in [("rotary", [16, 56, 56]), ("rotary_tiny", [8, 12, 12])] {
+            let rotary = Rotary::new(&positions, axes, &Device::Cpu)?;
+            for (table, kind) in [(rotary.cos, "cos"), (rotary.sin, "sin")] {
+                // The reference keeps each value twice, for both members of its pair.
+                let expected = stored[&format!("{name}.{kind}")].to_vec2::<f32>()?;
+                let expected: Vec<f32> = expected.iter().flat_map(|row| row.iter().step_by(2).copied()).collect();
+                let found = table.flatten_all()?.to_vec1::<f32>()?;
+                assert_eq!(found.len(), expected.len());
+                let worst = found.iter().zip(&expected).map(|(f, e)| (f - e).abs()).fold(0f32, f32::max);
+                assert!(worst <= f32::EPSILON, "{name}.{kind}: {worst:e}");
+            }
+        }
+        Ok(())
+    }
+}

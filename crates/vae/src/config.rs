@@ -1,5 +1,5 @@
 use candle_core::{DType, Device};
-use retouch_weights::{Folder, Result, Weights, WeightsError};
+use retouch_weights::{Result, VaeShape, Weights, WeightsError};
 use serde::Deserialize;
 
 /// What `vae/config.json` says; the names and the defaults of absent values are diffusers'
@@ -62,7 +62,7 @@ const MAX_LEVELS: usize = 8;
 const MAX_LAYERS: usize = 64;
 
 impl VaeConfig {
-    /// The autoencoder of FLUX.1, for single weight files, which bring no configuration.
+    /// The autoencoder of FLUX.1.
     ///
     /// Source: `vae/config.json` of the black-forest-labs/FLUX.1-Kontext-dev repository.
     pub fn flux() -> Self {
@@ -80,10 +80,23 @@ impl VaeConfig {
         }
     }
 
-    /// Reads and checks `config.json` of a model's `vae` folder.
-    pub fn open(folder: &Folder) -> Result<Self> {
-        let config: Self = folder.json("config.json")?;
-        config.check(&folder.name_of("config.json"))?;
+    /// The sizes of a single file, which brings no configuration; the rest (groups, scaling, shift) as in FLUX.1.
+    ///
+    /// # Errors
+    /// Those of [`VaeShape::of`] and [`Self::check`].
+    pub fn of(weights: &Weights) -> Result<Self> {
+        let shape = VaeShape::of(weights)?;
+        let config = Self {
+            in_channels: shape.image_channels,
+            out_channels: shape.image_channels,
+            down_block_types: vec![DOWN_BLOCK.to_string(); shape.channels.len()],
+            up_block_types: vec![UP_BLOCK.to_string(); shape.channels.len()],
+            block_out_channels: shape.channels,
+            layers_per_block: shape.layers_per_block,
+            latent_channels: shape.latent_channels,
+            ..Self::flux()
+        };
+        config.check(&weights.store().describe())?;
         Ok(config)
     }
 
@@ -93,7 +106,7 @@ impl VaeConfig {
     }
 
     /// Refuses what this implementation does not compute; `file` names the configuration in the message.
-    pub(crate) fn check(&self, file: &str) -> Result<()> {
+    pub fn check(&self, file: &str) -> Result<()> {
         match self.problem() {
             None => Ok(()),
             Some(reason) => Err(WeightsError::Unsupported { what: file.to_string(), reason }),
@@ -203,7 +216,9 @@ mod tests {
         assert!(problem(|c| c.act_fn = "relu".into()).contains("`relu`"));
         assert!(problem(|c| c.use_quant_conv = true).contains("use_quant_conv"));
         assert!(problem(|c| c.latents_mean = Some(vec![0.0])).contains("latents_mean"));
-        assert!(problem(|c| c.down_block_types[1] = "AttnDownEncoderBlock2D".into()).contains("AttnDownEncoderBlock2D"));
+        assert!(
+            problem(|c| c.down_block_types[1] = "AttnDownEncoderBlock2D".into()).contains("AttnDownEncoderBlock2D")
+        );
         assert!(problem(|c| c.up_block_types.truncate(3)).contains("up_block_types"));
     }
 }

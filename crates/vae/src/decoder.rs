@@ -24,7 +24,8 @@ pub struct VaeDecoder {
 impl VaeDecoder {
     /// `weights` is the root of the autoencoder's parameters (`decoder.conv_in.weight`, …).
     ///
-    /// Fails where a parameter is missing or of another shape, and on a configuration that is not computed here.
+    /// # Errors
+    /// A parameter that is missing or of another shape, and those of [`VaeConfig::check`].
     pub fn load(weights: &Weights, config: &VaeConfig) -> retouch_weights::Result<Self> {
         config.check("the autoencoder's configuration")?;
         let weights = config.in_compute_dtype(weights).pp("decoder");

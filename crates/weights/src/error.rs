@@ -40,6 +40,9 @@ pub enum WeightsError {
     NoSuchModel(PathBuf),
 
     #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
+
+    #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
 

@@ -1,6 +1,11 @@
 //! The files of a model, wherever they are: a folder on disk, or compiled into the program.
 
-use std::{fs::File, ops::Deref, path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    ops::Deref,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use memmap2::Mmap;
 use serde::de::DeserializeOwned;
@@ -37,6 +42,12 @@ impl ModelFile {
         let path = path.into();
         let name = path.display().to_string();
         let io = |source| WeightsError::Io { file: name.clone(), source };
+        // Looked at before it is opened: to open a pipe would wait for a writer.
+        let kind = std::fs::metadata(&path).map_err(io)?;
+        if !kind.is_file() {
+            let what = if kind.is_dir() { "a folder" } else { "not a regular file" };
+            return Err(WeightsError::Unsupported { what: name, reason: format!("this is {what}; give a file") });
+        }
         let file = File::open(&path).map_err(io)?;
         // SAFETY: the map is read-only. A file that another program shortens while we read it can fault, as with any
         // program that maps its weights; all offsets are checked against the length at opening.
@@ -81,6 +92,14 @@ impl Folder {
                 Place::Embedded { name: model, files, prefix: format!("{prefix}{name}/") }
             }
         })
+    }
+
+    /// Where the folder is on disk, unless it is embedded.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.0 {
+            Place::Disk(path) => Some(path),
+            Place::Embedded { .. } => None,
+        }
     }
 
     pub fn has(&self, file: &str) -> bool {

@@ -60,18 +60,31 @@ impl Store {
                 expected: format!("{whole} or {index_name}"),
             });
         }
-        let index: Index = folder.json(&index_name)?;
-        let mut shards: Vec<String> = index.weight_map.into_values().collect();
-        shards.sort();
-        shards.dedup();
-        let files = shards.into_iter().map(|shard| {
-            // A shard lies beside its index; a name with a path in it could reach outside the model's folder.
-            if shard.contains(['/', '\\']) || !folder.has(&shard) {
+        let files = Self::shards(folder, stem)?.into_iter().map(|shard| {
+            if !folder.has(&shard) {
                 return Err(WeightsError::MissingShard { file: folder.name_of(&index_name), shard });
             }
             folder.open(&shard)
         });
         Self::open(files.collect::<Result<_>>()?)
+    }
+
+    /// The shards that a component's index names, sorted; they need not be there.
+    pub fn shards(folder: &Folder, stem: &str) -> Result<Vec<String>> {
+        let index_name = format!("{stem}.safetensors.index.json");
+        let index: Index = folder.json(&index_name)?;
+        let mut shards: Vec<String> = index.weight_map.into_values().collect();
+        shards.sort();
+        shards.dedup();
+        // A shard lies beside its index; a name with a path in it could reach outside the model's folder.
+        match shards.iter().find(|shard| shard.contains(['/', '\\']) || shard.starts_with('.')) {
+            Some(shard) => Err(WeightsError::MissingShard { file: folder.name_of(&index_name), shard: shard.clone() }),
+            None if shards.is_empty() => Err(WeightsError::BadJson {
+                file: folder.name_of(&index_name),
+                reason: "its weight_map names no shards".to_string(),
+            }),
+            None => Ok(shards),
+        }
     }
 
     pub fn has(&self, name: &str) -> bool {

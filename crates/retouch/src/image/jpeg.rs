@@ -26,7 +26,7 @@ fn segments(bytes: &[u8]) -> impl Iterator<Item = Segment<'_>> {
             position += bytes.get(position..)?.iter().position(|&b| b == 0xff)?;
             let marker = *bytes.get(position + 1)?;
             match marker {
-                0xff => position += 1,                          // a fill byte
+                0xff => position += 1,                      // a fill byte
                 0x00 | 0x01 | 0xd0..=0xd8 => position += 2, // stuffing, restarts: no length follows
                 END_OF_IMAGE => {
                     ended = true;

@@ -143,3 +143,84 @@ pub fn escape(json: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use image::RgbImage;
+
+    use super::*;
+    use crate::image::{OutputFormat, encode, read_image};
+
+    const FORMATS: [OutputFormat; 3] = [OutputFormat::Png, OutputFormat::Jpeg, OutputFormat::Webp];
+
+    fn parameters(prompt: &str) -> Parameters {
+        Parameters {
+            prompt: prompt.to_string(),
+            negative_prompt: Some("unscharf, \"verrauscht\"".to_string()),
+            true_cfg: 1.5,
+            seed: u64::MAX,
+            batch: Some((1, 4)),
+            model: "nano-kontext".to_string(),
+            steps: 8,
+            guidance: 2.5,
+            max_sequence_length: 512,
+            width: 32,
+            height: 16,
+            reference: Some((48, 32)),
+            source_sha256: Some("00ff".to_string()),
+            source_name: Some("Urlaub 🏖.jpg".to_string()),
+            dtype: "f32".to_string(),
+            device: "cpu".to_string(),
+            version: "0.1.0".to_string(),
+        }
+    }
+
+    #[test]
+    fn parameters_round_trip_in_every_format() -> Result<()> {
+        let image = RgbImage::from_pixel(32, 16, image::Rgb([10, 200, 30]));
+        let long = "make the 圆 blue 🔵, ".repeat(64 * 1024 / 24);
+        let prompts =
+            ["", "make the circle blue", "rends le cercle bleu ☕ 👩‍🚀", "two\nlines\t\"quoted\" \\ \0 end", &long];
+        for (prompt, format) in prompts.iter().flat_map(|prompt| FORMATS.map(|format| (prompt, format))) {
+            let parameters = parameters(prompt);
+            let bytes = encode(&image, format, None, Some(&parameters))?;
+            assert_eq!(
+                read_parameters(&bytes, "test")?.as_ref(),
+                Some(&parameters),
+                "{format:?} {} bytes",
+                prompt.len()
+            );
+            // The pixels do not suffer.
+            assert_eq!(read_image(&bytes, "test")?, read_image(&encode(&image, format, None, None)?, "test")?);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn images_of_others_have_no_parameters() -> Result<()> {
+        let image = RgbImage::new(16, 16);
+        for format in FORMATS {
+            assert_eq!(read_parameters(&encode(&image, format, None, None)?, "test")?, None);
+        }
+        assert!(read_parameters(b"hello", "test").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn parameters_that_cannot_be_understood_are_refused() {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.add_itxt_chunk(PNG_KEYWORD.to_string(), "{\"prompt\": 7}".to_string()).unwrap();
+        encoder.write_header().unwrap().write_image_data(&[0; 3]).unwrap();
+        let refused = read_parameters(&bytes, "odd.png").unwrap_err().to_string();
+        assert!(refused.starts_with("odd.png: "), "{refused}");
+    }
+
+    #[test]
+    fn escaped_json_is_ascii_and_means_the_same() {
+        let json = serde_json::to_string("å 圆 👩‍🚀").unwrap_or_default();
+        assert!(escape(&json).is_ascii());
+        assert_eq!(serde_json::from_str::<String>(&escape(&json)).ok().as_deref(), Some("å 圆 👩‍🚀"));
+    }
+}

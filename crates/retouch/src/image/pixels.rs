@@ -50,3 +50,46 @@ pub fn from_tensor(unit: &Tensor) -> Result<RgbImage> {
 pub fn sha256(image: &RgbImage) -> String {
     Sha256::digest(image.as_raw()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_survive_the_way_through_a_tensor() -> Result<()> {
+        let image = RgbImage::from_fn(16, 48, |x, y| image::Rgb([(x * 16) as u8, (y * 5) as u8, (x * y) as u8]));
+        let tensor = to_tensor(&image, &Device::Cpu)?;
+        assert_eq!(tensor.dims(), [1, 3, 48, 16]);
+        assert_eq!(from_tensor(&to_unit(&tensor)?)?, image);
+        Ok(())
+    }
+
+    #[test]
+    fn levels_round_halves_to_even_and_stay_in_range() -> Result<()> {
+        let values = [0.5 / 255.0, 1.5 / 255.0, 2.5 / 255.0, 1.0, 0.0, 254.6 / 255.0].map(|v: f32| v * 2.0 - 1.0);
+        let tensor = Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 2))?;
+        let unit = to_unit(&tensor)?;
+        let image = from_tensor(&unit)?;
+        let expected = unit.flatten_all()?.to_vec1::<f32>()?.into_iter().map(|v| (v * 255.0).round_ties_even() as u8);
+        let planes: Vec<u8> = (0..3).flat_map(|c| [image.get_pixel(0, 0)[c], image.get_pixel(1, 0)[c]]).collect();
+        assert_eq!(planes, expected.collect::<Vec<_>>());
+        let wild = Tensor::new(&[-7f32, 9.0, f32::INFINITY], &Device::Cpu)?.reshape((1, 3, 1, 1))?;
+        assert_eq!(from_tensor(&to_unit(&wild)?)?.get_pixel(0, 0).0, [0, 255, 255]);
+        Ok(())
+    }
+
+    #[test]
+    fn values_that_are_not_numbers_are_refused() -> Result<()> {
+        let tensor = Tensor::full(f32::NAN, (1, 3, 2, 2), &Device::Cpu)?;
+        assert!(from_tensor(&to_unit(&tensor)?).is_err());
+        assert!(from_tensor(&Tensor::zeros((1, 4, 2, 2), DType::F32, &Device::Cpu)?).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_hash_is_of_the_pixels() {
+        let hash = sha256(&RgbImage::from_raw(1, 1, b"abc".to_vec()).unwrap_or_default());
+        // FIPS 180-2, appendix B.1.
+        assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

@@ -108,3 +108,100 @@ fn into_rgb(image: DynamicImage) -> RgbImage {
 fn over_white(channel: u64, alpha: u64, max: u64) -> u64 {
     (channel * alpha + max * (max - alpha) + max / 2) / max
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    /// `expected.json`, see `scripts/reference/images.py`.
+    #[derive(Deserialize)]
+    struct Expected {
+        valid: Vec<Valid>,
+        invalid: Vec<Invalid>,
+    }
+
+    #[derive(Deserialize)]
+    struct Valid {
+        file: String,
+        width: u32,
+        height: u32,
+        tolerance: u8,
+        points: Vec<(u32, u32, u8, u8, u8)>,
+    }
+
+    #[derive(Deserialize)]
+    struct Invalid {
+        file: String,
+    }
+
+    fn folder() -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/images")
+    }
+
+    fn expected() -> Expected {
+        serde_json::from_slice(&fs::read(folder().join("expected.json")).unwrap()).unwrap()
+    }
+
+    fn reason(bytes: &[u8]) -> String {
+        read_image(bytes, "photo").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_encoding_gives_upright_rgb_over_white() {
+        for Valid { file, width, height, tolerance, points } in expected().valid {
+            let image = read_image(&fs::read(folder().join(&file)).unwrap(), &file).unwrap();
+            assert_eq!(image.dimensions(), (width, height), "{file}");
+            for (x, y, r, g, b) in points {
+                let found = image.get_pixel(x, y).0;
+                let close = found.iter().zip([r, g, b]).all(|(a, b)| a.abs_diff(b) <= tolerance);
+                assert!(close, "{file} at {x},{y}: {found:?}, expected {:?}", [r, g, b]);
+            }
+        }
+    }
+
+    #[test]
+    fn broken_files_are_refused_by_name() {
+        for Invalid { file } in expected().invalid {
+            let refused = read_image(&fs::read(folder().join(&file)).unwrap(), &file).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("{file}: ")), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_huge_header_is_refused_with_its_size_and_the_limit() {
+        let refused = reason(&fs::read(folder().join("huge_header.png")).unwrap());
+        assert!(refused.contains("50000x50000") && refused.contains("100 megapixels"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_cut_short_is_refused_in_every_format() {
+        // Not GIF's and PNG's last bytes: what is cut there is the end marker, after the last pixel.
+        for file in
+            ["rgb.png", "rgb.jpg", "progressive.jpg", "rgb.gif", "rgb.bmp", "rgb.tiff", "lossless.webp", "lossy.webp"]
+        {
+            let bytes = fs::read(folder().join(file)).unwrap();
+            for len in [bytes.len() / 2, bytes.len() * 3 / 4] {
+                assert!(read_image(&bytes[..len], file).is_err(), "{file}: {len} of {} bytes", bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn sixteen_bits_round_to_the_nearest_level() {
+        let deep = image::ImageBuffer::from_fn(256, 1, |x, _| image::Luma([(x as u16 * 257).saturating_add(128)]));
+        let rgb = into_rgb(DynamicImage::ImageLuma16(deep));
+        assert!(rgb.pixels().enumerate().all(|(x, pixel)| pixel.0 == [x as u8; 3]));
+    }
+
+    #[test]
+    fn formats_that_cannot_be_read_are_named() {
+        assert!(reason(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic").contains("HEIC"));
+        assert!(reason(b"\0\0\0\x20ftypavif\0\0\0\0").contains("Avif"));
+        assert!(reason(b"qoif\0\0\0\0").contains(READABLE_FORMATS));
+        assert!(reason(b"%PDF-1.7").contains("not an image"));
+    }
+}

@@ -150,13 +150,17 @@ fn cannot_encode(format: &str, reason: impl std::fmt::Display) -> Error {
 pub fn write_atomically(path: &Path, bytes: &[u8], overwrite: bool) -> Result<()> {
     let failed = |source: io::Error| Error::Io { file: path.display().to_string(), source };
     match target(path, overwrite)? {
-        Target::Stream => OpenOptions::new().write(true).open(path).and_then(|mut f| f.write_all(bytes)).map_err(failed),
+        Target::Stream => {
+            OpenOptions::new().write(true).open(path).and_then(|mut f| f.write_all(bytes)).map_err(failed)
+        }
         Target::File(target) => {
             let mut file = temporary_beside(&target).map_err(failed)?;
             file.write_all(bytes).map_err(failed)?;
             file.as_file().sync_all().map_err(failed)?;
             let placed = if overwrite { file.persist(&target) } else { file.persist_noclobber(&target) };
-            placed.map_err(|e| if e.error.kind() == io::ErrorKind::AlreadyExists { exists(path) } else { failed(e.error) })?;
+            placed.map_err(|e| {
+                if e.error.kind() == io::ErrorKind::AlreadyExists { exists(path) } else { failed(e.error) }
+            })?;
             Ok(())
         }
     }
@@ -209,4 +213,90 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     builder.tempfile_in(folder_of(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::read_image;
+
+    fn picture() -> RgbImage {
+        RgbImage::from_fn(48, 32, |x, y| image::Rgb([x as u8 * 5, y as u8 * 7, 200]))
+    }
+
+    #[test]
+    fn lossless_formats_keep_every_pixel() -> Result<()> {
+        for format in [OutputFormat::Png, OutputFormat::Webp] {
+            let bytes = encode(&picture(), format, None, None)?;
+            assert_eq!(read_image(&bytes, "test")?, picture(), "{format:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn jpeg_is_close_and_its_quality_counts() -> Result<()> {
+        let fine = encode(&picture(), OutputFormat::Jpeg, None, None)?;
+        let coarse = encode(&picture(), OutputFormat::Jpeg, Some(20), None)?;
+        assert!(coarse.len() < fine.len());
+        let found = read_image(&fine, "test")?;
+        assert!(found.iter().zip(picture().iter()).all(|(a, b)| a.abs_diff(*b) < 12));
+        Ok(())
+    }
+
+    #[test]
+    fn a_quality_without_use_is_refused() {
+        let refused = |format, quality| encode(&picture(), format, Some(quality), None).is_err();
+        assert!(refused(OutputFormat::Png, 90) && refused(OutputFormat::Webp, 90));
+        assert!(refused(OutputFormat::Jpeg, 0) && refused(OutputFormat::Jpeg, 101));
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn files_are_whole_and_only_overwritten_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.png");
+        check_writable(&path, false).unwrap();
+        assert!(names(folder.path()).is_empty());
+        write_atomically(&path, b"one", false).unwrap();
+        let refused = write_atomically(&path, b"two", false).unwrap_err().to_string();
+        assert!(refused.contains("out.png") && refused.contains("--force"), "{refused}");
+        assert!(check_writable(&path, false).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        write_atomically(&path, b"two", true).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(names(folder.path()), ["out.png"]);
+    }
+
+    #[test]
+    fn impossible_places_are_found_out_beforehand() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("no/such/out.png");
+        for path in [folder.path(), missing.as_path(), Path::new("..")] {
+            assert!(check_writable(path, true).is_err(), "{}", path.display());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_devices_stay_and_rights_are_those_of_new_files() {
+        use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file.png"), folder.path().join("link.png"));
+        fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_atomically(&link, b"new", true).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert!(link.is_symlink());
+        let null = Path::new("/dev/null");
+        write_atomically(null, b"gone", true).unwrap();
+        assert!(fs::metadata(null).unwrap().file_type().is_char_device());
+        let plain = folder.path().join("plain");
+        fs::write(&plain, b"").unwrap();
+        let rights = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(rights(&file), rights(&plain));
+    }
 }

@@ -1,0 +1,265 @@
+//! The command line as clap reads it. A flag is documented here and nowhere else: `--help`, completions and the table
+//! in the README come from these comments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use retouch::{DeviceChoice, ModelSource, Precision, image::OutputFormat};
+
+use crate::settings::SettingsArgs;
+
+/// Edit images with words, on your own machine.
+#[derive(Debug, Parser)]
+#[command(name = "retouch", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub verbosity: Verbosity,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Edit an image
+    #[command(after_help = EDIT_EXAMPLES)]
+    Edit(Box<EditArgs>),
+    /// Make an image from words alone
+    Generate(Box<GenerateArgs>),
+    /// Show the parameters stored in an image, or describe a model folder or weight file
+    Info(InfoArgs),
+    /// List known and downloaded models
+    Models(ModelsArgs),
+    /// Print a completion script for a shell
+    Completions { shell: Shell },
+}
+
+const EDIT_EXAMPLES: &str = "\
+Examples:
+  retouch edit photo.jpg \"make it black and white\"
+  retouch edit photo.jpg \"remove the car\" -o clean.png --seed 1,2,3
+  retouch edit --from clean-2.png photo.jpg
+  retouch edit --batch jobs.jsonl --keep-loaded
+
+A batch file has one JSON object per line with the keys `image`, `prompt` and `output`, and the long names of the
+request's options (with `_` for `-`); what a line leaves out is taken from the command line.";
+
+#[derive(Debug, Args)]
+pub struct EditArgs {
+    /// The image to edit: PNG, JPEG, WebP, GIF, BMP or TIFF; `-` reads it from standard input
+    #[arg(required_unless_present_any = ["from", "batch"], conflicts_with = "batch", value_hint = ValueHint::FilePath)]
+    pub image: Option<PathBuf>,
+    /// What to do, in words
+    #[arg(required_unless_present_any = ["from", "batch"], conflicts_with = "batch")]
+    pub prompt: Option<String>,
+    /// Repeat the edit whose parameters are stored in this image; flags given beside it replace stored ones. Its source
+    /// is IMAGE, or the file of the stored name beside it or in the working directory
+    #[arg(long, value_name = "EDITED", value_hint = ValueHint::FilePath)]
+    pub from: Option<PathBuf>,
+    /// Do all edits of a JSON Lines file (`-` for standard input); see the examples below
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "dump", "output"], value_hint = ValueHint::FilePath)]
+    pub batch: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What to show, in words
+    pub prompt: String,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CommonArgs {
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Where to write the result; `-` is standard output, a folder gets the default name [default: IMAGE's name with
+    /// `-edited.png` in the working directory, numbered if that exists]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    pub output: Option<PathBuf>,
+    /// Overwrite an existing file
+    #[arg(short, long)]
+    pub force: bool,
+    /// png, jpeg or webp (lossless) [default: by the extension of FILE, else png]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<OutputFormat>,
+    /// Quality of a JPEG, 1 to 100 [default: 95]
+    #[arg(long, value_name = "N")]
+    pub quality: Option<u8>,
+    /// Do not store the parameters in the image
+    #[arg(long)]
+    pub no_metadata: bool,
+    /// Print a line of JSON for each image instead of its path
+    #[arg(long)]
+    pub json: bool,
+    /// Also write all intermediate tensors to a safetensors file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub dump: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A model folder in diffusers' layout, a hub id like `black-forest-labs/FLUX.1-Kontext-dev` (downloaded when
+    /// first used), or `nano-kontext`, the small model inside this program [default: nano-kontext]
+    #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::DirPath)]
+    pub model: Option<String>,
+    /// A transformer as a single safetensors file, in place of the model's own
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub transformer: Option<PathBuf>,
+    /// A VAE as a single file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub vae: Option<PathBuf>,
+    /// A CLIP-L text encoder as a single file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub clip: Option<PathBuf>,
+    /// A T5-XXL text encoder as a single file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub t5: Option<PathBuf>,
+    /// A folder with `tokenizer` and `tokenizer_2` inside
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub tokenizers: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The model to open; `stored` names one where no flag does.
+    pub fn source(&self, stored: Option<&str>) -> ModelSource {
+        let Self { model, transformer, vae, clip, t5, tokenizers } = self.clone();
+        let none_given = [&transformer, &vae, &clip, &t5, &tokenizers].iter().all(|file| file.is_none());
+        let base = model.or_else(|| stored.filter(|_| none_given).map(str::to_string));
+        ModelSource { base, transformer, vae, clip, t5, tokenizers }
+    }
+}
+
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Computing")]
+pub struct RunArgs {
+    /// auto, cpu, cuda, cuda:N or metal [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Precision of the computation: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<Precision>,
+    /// Keep the whole model in memory between the images of a batch or of several seeds, and write each image as soon
+    /// as it is done; takes more memory than one stage of the model at a time
+    #[arg(long)]
+    pub keep_loaded: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// An image, a model folder, or a safetensors or GGUF file
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// Print a line of JSON for each model
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct Verbosity {
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more: time per stage and peak memory; twice: what happens inside
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn refused(line: &str) -> ErrorKind {
+        Cli::try_parse_from(line.split(' ')).unwrap_err().kind()
+    }
+
+    fn accepted(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).unwrap()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn documented_forms_are_accepted() {
+        for line in [
+            "retouch edit photo.jpg bluer",
+            "retouch edit - bluer -o -",
+            "retouch edit photo.jpg bluer --seed 1,2 --seed 3 --steps 8 --guidance 2.5 --width 512 --height 512",
+            "retouch edit photo.jpg bluer --size diffusers --reference-size keep --negative-prompt red --true-cfg 2",
+            "retouch edit photo.jpg bluer --aspect-ratio 16:9 --reference-size 640x480 --device cuda:1 --dtype bf16",
+            "retouch edit --from edited.png",
+            "retouch edit --from edited.png photo.jpg redder",
+            "retouch edit --batch jobs.jsonl --keep-loaded -q",
+            "retouch generate stars --num-images 3 --format webp -vv",
+            "retouch info edited.png",
+            "retouch models --json",
+            "retouch completions zsh",
+        ] {
+            accepted(line);
+        }
+    }
+
+    #[test]
+    fn incomplete_and_contradictory_forms_are_refused() {
+        use ErrorKind::*;
+        for (line, kind) in [
+            ("retouch edit photo.jpg", MissingRequiredArgument),
+            ("retouch generate", MissingRequiredArgument),
+            ("retouch edit photo.jpg bluer --batch jobs.jsonl", ArgumentConflict),
+            ("retouch edit --from a.png --batch jobs.jsonl", ArgumentConflict),
+            ("retouch edit --batch jobs.jsonl -o out.png", ArgumentConflict),
+            ("retouch edit photo.jpg bluer --width 512", MissingRequiredArgument),
+            ("retouch edit photo.jpg bluer --width 512 --height 512 --aspect-ratio 1:1", ArgumentConflict),
+            ("retouch edit photo.jpg bluer --size diffusers --aspect-ratio 1:1", ArgumentConflict),
+            ("retouch edit photo.jpg bluer -q -v", ArgumentConflict),
+            ("retouch edit photo.jpg bluer --format gif", ValueValidation),
+            ("retouch edit photo.jpg bluer --device tpu", ValueValidation),
+            ("retouch edit photo.jpg bluer --dtype f8", ValueValidation),
+            ("retouch edit photo.jpg bluer --aspect-ratio 16", ValueValidation),
+            ("retouch edit photo.jpg bluer --reference-size small", ValueValidation),
+            ("retouch edit photo.jpg bluer --seed x", ValueValidation),
+            ("retouch edit photo.jpg bluer --no-such-flag", UnknownArgument),
+            ("retouch erase photo.jpg", InvalidSubcommand),
+        ] {
+            assert_eq!(refused(line), kind, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_stored_model_yields_to_flags() {
+        let args = |line: &str| match accepted(line).command {
+            Command::Edit(args) => args.common.model,
+            _ => unreachable!(),
+        };
+        let base = |line: &str| args(line).source(Some("stored")).base;
+        assert_eq!(base("retouch edit --from a.png").as_deref(), Some("stored"));
+        assert_eq!(base("retouch edit --from a.png -m other").as_deref(), Some("other"));
+        assert_eq!(base("retouch edit --from a.png --vae v.safetensors"), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! Progress of downloads and edits, drawn as bars on a terminal, and their interruption.
+
+use std::{ops::ControlFlow, time::Duration};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use retouch::{Control, Event, Observer, Stage, weights::hub};
+
+use crate::console::Console;
+
+/// Follows an edit.
+pub struct EditProgress<'a> {
+    console: &'a Console,
+    bar: Option<ProgressBar>,
+    images: usize,
+    /// Seconds of the last step.
+    pace: f64,
+}
+
+impl<'a> EditProgress<'a> {
+    /// `images` is how many images share the bar.
+    pub fn new(console: &'a Console, images: usize) -> Self {
+        Self { console, bar: None, images, pace: 0.0 }
+    }
+
+    fn spin(&mut self, text: String) {
+        self.clear();
+        let bar = self.console.bars.add(ProgressBar::new_spinner().with_message(text));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        self.bar = Some(bar);
+    }
+
+    fn step(&mut self, done: usize, total: usize, took: Duration) {
+        if done == 1 {
+            self.clear();
+            let bar = self.console.bars.add(ProgressBar::new(total as u64));
+            bar.set_style(style("{msg} [{bar:30}] {pos}/{len} steps, {prefix} s/step, {eta} left"));
+            bar.set_message("editing");
+            self.bar = Some(bar);
+        }
+        self.pace = took.as_secs_f64();
+        if let Some(bar) = &self.bar {
+            bar.set_prefix(format!("{:.2}", self.pace));
+            bar.set_position(done as u64);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+            self.console.bars.remove(&bar);
+        }
+    }
+}
+
+impl Observer for EditProgress<'_> {
+    fn on(&mut self, event: Event<'_>) -> Control {
+        match event {
+            Event::Loading { stage, bytes } => {
+                let what = match stage {
+                    Stage::TextEncoders => "reading the prompt",
+                    Stage::VaeEncoder => "reading the image",
+                    Stage::Transformer => "loading the transformer and making the first step",
+                    Stage::VaeDecoder => "making the pixels",
+                };
+                self.spin(format!("{what} ({})", HumanBytes(bytes as u64)));
+            }
+            Event::PromptCut { tokens, kept } => self.console.note(&format!(
+                "note: the prompt has {tokens} tokens, of which the model reads the first {kept}; the rest is cut off"
+            )),
+            Event::Step { image, step, steps, took, .. } => {
+                self.step(image * steps + step + 1, steps * self.images, took);
+            }
+        }
+        if self.console.interrupted() { Control::Cancel } else { Control::Continue }
+    }
+}
+
+/// Follows a download.
+pub struct DownloadProgress<'a> {
+    console: &'a Console,
+    bar: Option<ProgressBar>,
+    /// The file being fetched, and how much of it is there.
+    current: (String, u64),
+    /// Bytes of the files before it.
+    before: u64,
+}
+
+impl<'a> DownloadProgress<'a> {
+    pub fn new(console: &'a Console) -> Self {
+        Self { console, bar: None, current: Default::default(), before: 0 }
+    }
+}
+
+impl hub::Progress for DownloadProgress<'_> {
+    fn begin(&mut self, _files: usize, bytes: u64) {
+        self.finish();
+        let bar = self.console.bars.add(ProgressBar::new(bytes));
+        bar.set_style(style("{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left"));
+        bar.set_message("downloading");
+        self.bar = Some(bar);
+        (self.current, self.before) = Default::default();
+    }
+
+    fn on(&mut self, file: &str, done: u64, _total: u64) -> ControlFlow<()> {
+        if self.current.0 != file {
+            self.before += self.current.1;
+            self.current.0 = file.to_string();
+        }
+        self.current.1 = done;
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.before + done);
+        }
+        if self.console.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl DownloadProgress<'_> {
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+            self.console.bars.remove(&bar);
+        }
+    }
+}
+
+impl Drop for DownloadProgress<'_> {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Drop for EditProgress<'_> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// The templates are ours: one that does not parse shows as a plain bar.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

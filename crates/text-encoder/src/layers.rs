@@ -1,0 +1,33 @@
+//! What both encoders share.
+
+use candle_core::{DType, Result, Tensor, bail};
+use candle_nn::Embedding;
+use retouch_weights::Weights;
+
+/// Reads `weight` `[rows, width]`.
+pub fn load_embedding(weights: &Weights, rows: usize, width: usize) -> retouch_weights::Result<Embedding> {
+    Ok(Embedding::new(weights.get((rows, width), "weight")?, width))
+}
+
+/// The ids of each text, read to the host and checked: candle's CUDA kernel does not check them.
+pub fn checked_ids(ids: &Tensor, vocabulary: usize) -> Result<Vec<Vec<u32>>> {
+    let ids = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+    if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= vocabulary) {
+        bail!(
+            "token {id} is outside the text encoder's vocabulary of {vocabulary}; \
+             its tokenizer must be that of the same model"
+        )
+    }
+    Ok(ids)
+}
+
+/// `[b, tokens, heads * width]` to `[b, heads, tokens, width]`.
+pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, tokens, hidden) = x.dims3()?;
+    x.reshape((b, tokens, heads, hidden / heads))?.transpose(1, 2)?.contiguous()
+}
+
+/// `[b, heads, tokens, width]` to `[b, tokens, heads * width]`.
+pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    x.transpose(1, 2)?.flatten_from(2)
+}

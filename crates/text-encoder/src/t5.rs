@@ -1,0 +1,290 @@
+//! The encoder of T5 v1.1, of which FLUX.1 takes the last hidden state, attending to the padding as well.
+//!
+//! Our own rather than candle-transformers': in f16 the reference keeps the feed-forward's second matrix in f32, which
+//! that one does not; its normalisation takes six passes, and its matrices are held where a quantised form cannot be
+//! put.
+
+use candle_core::{DType, Device, Module, Result, Tensor, bail};
+use candle_nn::{Embedding, RmsNorm};
+use retouch_weights::{Linear, T5Shape, Weights};
+use serde::Deserialize;
+
+use crate::{
+    config::{check_sizes, unsupported},
+    layers::{checked_ids, load_embedding, merge_heads, split_heads},
+};
+
+/// What `text_encoder_2/config.json` says; the names and the defaults of absent values are those of `T5Config` in
+/// transformers' `models/t5/configuration_t5.py`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct T5Config {
+    pub vocab_size: usize,
+    pub d_model: usize,
+    /// The width of each attention head; the heads together need not be as wide as `d_model`.
+    pub d_kv: usize,
+    pub d_ff: usize,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    #[serde(default = "default_buckets")]
+    pub relative_attention_num_buckets: usize,
+    #[serde(default = "default_max_distance")]
+    pub relative_attention_max_distance: usize,
+    #[serde(default = "default_epsilon")]
+    pub layer_norm_epsilon: f64,
+    #[serde(default = "default_feed_forward")]
+    pub feed_forward_proj: String,
+}
+
+fn default_buckets() -> usize {
+    32
+}
+
+fn default_max_distance() -> usize {
+    128
+}
+
+fn default_epsilon() -> f64 {
+    1e-6
+}
+
+fn default_feed_forward() -> String {
+    "relu".to_string()
+}
+
+const GATED_GELU: &str = "gated-gelu";
+
+impl T5Config {
+    /// The sizes of a single file, which brings no configuration; the rest as in T5 v1.1 XXL, the one that FLUX.1 uses.
+    ///
+    /// # Errors
+    /// Those of [`T5Shape::of`].
+    pub fn of(weights: &Weights) -> retouch_weights::Result<Self> {
+        let shape = T5Shape::of(weights)?;
+        Ok(Self {
+            vocab_size: shape.vocab,
+            d_model: shape.d_model,
+            d_kv: shape.d_kv,
+            d_ff: shape.d_ff,
+            num_layers: shape.layers,
+            num_heads: shape.heads,
+            relative_attention_num_buckets: shape.buckets,
+            relative_attention_max_distance: default_max_distance(),
+            layer_norm_epsilon: default_epsilon(),
+            feed_forward_proj: GATED_GELU.to_string(),
+        })
+    }
+
+    /// Refuses what cannot be computed; `file` names the configuration in the message.
+    pub fn check(&self, file: &str) -> retouch_weights::Result<()> {
+        check_sizes(
+            file,
+            &[
+                ("vocab_size", self.vocab_size),
+                ("d_model", self.d_model),
+                ("d_kv", self.d_kv),
+                ("d_ff", self.d_ff),
+                ("num_layers", self.num_layers),
+                ("num_heads", self.num_heads),
+                ("relative_attention_num_buckets", self.relative_attention_num_buckets),
+                ("relative_attention_max_distance", self.relative_attention_max_distance),
+            ],
+        )?;
+        let (buckets, distance) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
+        if buckets < 4 || distance <= buckets / 4 {
+            return unsupported(
+                file,
+                format!(
+                    "relative_attention_num_buckets is {buckets} and relative_attention_max_distance {distance}; \
+                     supported are at least 4 buckets, and a distance above a quarter of their number"
+                ),
+            );
+        }
+        if self.feed_forward_proj != GATED_GELU {
+            return unsupported(
+                file,
+                format!("feed_forward_proj is `{}`; supported is `{GATED_GELU}` (T5 v1.1)", self.feed_forward_proj),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Source: `T5Attention` in transformers' `models/t5/modeling_t5.py`. The scores are not scaled.
+struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    fn load(weights: &Weights, config: &T5Config) -> retouch_weights::Result<Self> {
+        let (hidden, inner) = (config.d_model, config.num_heads * config.d_kv);
+        let linear = |name: &str| Linear::load_no_bias(&weights.pp(name), hidden, inner);
+        Ok(Self {
+            q: linear("q")?,
+            k: linear("k")?,
+            v: linear("v")?,
+            o: Linear::load_no_bias(&weights.pp("o"), inner, hidden)?,
+            heads: config.num_heads,
+        })
+    }
+
+    /// `x` `[b, tokens, d_model]`, `bias` `[1, heads, tokens, tokens]`; returns the shape of `x`.
+    fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let q = split_heads(&self.q.forward(x)?, self.heads)?; // [b, heads, tokens, d_kv]
+        let k = split_heads(&self.k.forward(x)?, self.heads)?;
+        let v = split_heads(&self.v.forward(x)?, self.heads)?;
+        let scores = q.matmul(&k.t()?)?.broadcast_add(bias)?; // [b, heads, tokens, tokens]
+        let y = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
+        self.o.forward(&merge_heads(&y)?)
+    }
+}
+
+/// Source: `T5DenseGatedActDense` in transformers' `models/t5/modeling_t5.py`.
+struct FeedForward {
+    wi_0: Linear,
+    wi_1: Linear,
+    wo: Linear,
+    /// The dtype of `wo`, and of what comes out.
+    dtype: DType,
+}
+
+impl FeedForward {
+    fn load(weights: &Weights, config: &T5Config, dtype: DType) -> retouch_weights::Result<Self> {
+        let (hidden, inner) = (config.d_model, config.d_ff);
+        Ok(Self {
+            wi_0: Linear::load_no_bias(&weights.pp("wi_0"), hidden, inner)?,
+            wi_1: Linear::load_no_bias(&weights.pp("wi_1"), hidden, inner)?,
+            wo: Linear::load_no_bias(&weights.pp("wo").with_dtype(dtype), inner, hidden)?,
+            dtype,
+        })
+    }
+
+    /// `[b, tokens, d_model]` to the same.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let gated = (self.wi_0.forward(x)?.gelu()? * self.wi_1.forward(x)?)?; // [b, tokens, d_ff]
+        self.wo.forward(&gated.to_dtype(self.dtype)?)
+    }
+}
+
+/// Source: `T5Block` of an encoder in transformers' `models/t5/modeling_t5.py`.
+struct Block {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    feed_forward_norm: RmsNorm,
+    feed_forward: FeedForward,
+}
+
+impl Block {
+    fn load(weights: &Weights, config: &T5Config, residual: DType) -> retouch_weights::Result<Self> {
+        let (first, second) = (weights.pp("layer.0"), weights.pp("layer.1"));
+        Ok(Self {
+            attention_norm: load_norm(&first.pp("layer_norm"), config, residual)?,
+            attention: Attention::load(&first.pp("SelfAttention"), config)?,
+            feed_forward_norm: load_norm(&second.pp("layer_norm"), config, residual)?,
+            feed_forward: FeedForward::load(&second.pp("DenseReluDense"), config, residual)?,
+        })
+    }
+
+    /// `x` `[b, tokens, d_model]` in the residual's dtype, `bias` `[1, heads, tokens, tokens]` in the weights'.
+    fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let normed = self.attention_norm.forward(x)?.to_dtype(bias.dtype())?;
+        let x = (x + self.attention.forward(&normed, bias)?.to_dtype(x.dtype())?)?;
+        let normed = self.feed_forward_norm.forward(&x)?.to_dtype(bias.dtype())?;
+        &x + self.feed_forward.forward(&normed)?
+    }
+}
+
+fn load_norm(weights: &Weights, config: &T5Config, dtype: DType) -> retouch_weights::Result<RmsNorm> {
+    Ok(RmsNorm::new(weights.with_dtype(dtype).get(config.d_model, "weight")?, config.layer_norm_epsilon))
+}
+
+/// From the ids of a prompt to one vector per token.
+///
+/// Source: `T5EncoderModel` in transformers' `models/t5/modeling_t5.py`.
+pub struct T5Encoder {
+    config: T5Config,
+    dtype: DType,
+    /// The dtype of the sum that runs through the blocks. In f16 it would overflow: there the reference keeps `wo` in
+    /// f32, and its sum becomes f32 with the first one added.
+    residual: DType,
+    shared: Embedding,
+    /// `[buckets, heads]`
+    relative_attention_bias: Tensor,
+    blocks: Vec<Block>,
+    final_layer_norm: RmsNorm,
+}
+
+impl T5Encoder {
+    /// `weights` is the root of the parameters (`shared.weight`, `encoder.block.0.…`).
+    ///
+    /// # Errors
+    /// A parameter that is missing or of another shape, and those of [`T5Config::check`].
+    pub fn load(weights: &Weights, config: &T5Config) -> retouch_weights::Result<Self> {
+        config.check("T5's configuration")?;
+        let dtype = weights.dtype();
+        let residual = if dtype == DType::F16 { DType::F32 } else { dtype };
+        let blocks = weights.pp("encoder.block");
+        // The first block's bias serves all of them.
+        let buckets = (config.relative_attention_num_buckets, config.num_heads);
+        let bias = blocks.get(buckets, "0.layer.0.SelfAttention.relative_attention_bias.weight")?;
+        Ok(Self {
+            shared: load_embedding(&weights.pp("shared"), config.vocab_size, config.d_model)?,
+            relative_attention_bias: bias,
+            blocks: (0..config.num_layers)
+                .map(|i| Block::load(&blocks.pp(i), config, residual))
+                .collect::<retouch_weights::Result<_>>()?,
+            final_layer_norm: load_norm(&weights.pp("encoder.final_layer_norm"), config, residual)?,
+            config: config.clone(),
+            dtype,
+            residual,
+        })
+    }
+
+    /// The last hidden state, normalised.
+    ///
+    /// `ids` `[b, tokens]` (integers); returns `[b, tokens, d_model]` in the dtype of the weights.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        checked_ids(ids, self.config.vocab_size)?;
+        let tokens = ids.dim(1)?;
+        if tokens == 0 {
+            bail!("no tokens for T5, which takes at least 1")
+        }
+        let x = self.shared.forward(ids)?.to_dtype(self.residual)?; // [b, tokens, d_model]
+        let bias = self.position_bias(tokens)?;
+        let x = self.blocks.iter().try_fold(x, |x, block| block.forward(&x, &bias))?;
+        self.final_layer_norm.forward(&x)?.to_dtype(self.dtype)
+    }
+
+    /// What each query adds to its score for each key, by their distance: `[1, heads, tokens, tokens]`.
+    fn position_bias(&self, tokens: usize) -> Result<Tensor> {
+        let buckets: Vec<u32> =
+            (0..tokens).flat_map(|query| (0..tokens).map(move |key| bucket(&self.config, query, key))).collect();
+        let buckets = Tensor::from_vec(buckets, tokens * tokens, &Device::Cpu)?;
+        let bias =
+            self.relative_attention_bias.index_select(&buckets.to_device(self.relative_attention_bias.device())?, 0)?;
+        bias.t()?.reshape((1, self.config.num_heads, tokens, tokens))?.contiguous()
+    }
+}
+
+/// Which of the learned biases a pair of positions has: half of the buckets for keys behind the query, half for keys
+/// after it; in each half the first half for one distance each, the others growing logarithmically up to the maximum.
+///
+/// Source: `T5Attention._relative_position_bucket`, computed in f32 as there, so that distances on the edge of a bucket
+/// fall on the same side.
+fn bucket(config: &T5Config, query: usize, key: usize) -> u32 {
+    let buckets = config.relative_attention_num_buckets / 2;
+    let side = if key > query { buckets } else { 0 };
+    let distance = key.abs_diff(query);
+    let exact = buckets / 2;
+    let within = if distance < exact {
+        distance
+    } else {
+        let span = (config.relative_attention_max_distance as f64 / exact as f64).ln() as f32;
+        let steps = (distance as f32 / exact as f32).ln() / span * (buckets - exact) as f32;
+        (exact + steps as usize).min(buckets - 1)
+    };
+    (side + within) as u32
+}

@@ -1,0 +1,88 @@
+//! From a prompt to token ids, equal to those of Hugging Face's tokenizers.
+
+mod clip;
+mod spiece;
+mod t5;
+
+use retouch_weights::{Folder, WeightsError};
+use tokenizers::Tokenizer;
+
+pub use clip::ClipTokenizer;
+pub use t5::T5Tokenizer;
+
+/// Why a prompt cannot be turned into tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    #[error("{folder}: no tokenizer found; expected {expected}")]
+    Missing { folder: String, expected: &'static str },
+
+    #[error("{file}: not a usable tokenizer: {reason}; download it again")]
+    Unusable { file: String, reason: String },
+
+    #[error("{file}: the prompt cannot be tokenized: {reason}")]
+    Prompt { file: String, reason: String },
+
+    /// A file of the tokenizer cannot be read.
+    #[error(transparent)]
+    File(#[from] WeightsError),
+}
+
+pub type Result<T> = std::result::Result<T, TokenizerError>;
+
+/// A prompt as the text encoder takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenIds {
+    /// Exactly as many as were asked for.
+    pub ids: Vec<u32>,
+    /// Where the prompt was too long and its end is missing: how many tokens all of it has, end-of-text included.
+    pub cut: Option<usize>,
+}
+
+/// A tokenizer with the ids that it needs to bring a text to a length.
+struct FixedLength {
+    tokenizer: Tokenizer,
+    /// For messages.
+    file: String,
+    end: u32,
+    pad: u32,
+}
+
+impl FixedLength {
+    /// `file` names the tokenizer in messages; `end` and `pad` are tokens that it must know.
+    fn new(mut tokenizer: Tokenizer, file: String, end: &str, pad: &str) -> Result<Self> {
+        // A tokenizer.json may ask for a length of its own.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|e| unusable(&file, e))?;
+        let id = |token: &str| {
+            tokenizer.token_to_id(token).ok_or_else(|| unusable(&file, format!("it has no token `{token}`")))
+        };
+        Ok(Self { end: id(end)?, pad: id(pad)?, tokenizer, file })
+    }
+
+    fn from_json(folder: &Folder, end: &str, pad: &str) -> Result<Self> {
+        let file = folder.open("tokenizer.json")?;
+        let tokenizer = Tokenizer::from_bytes(&*file.bytes).map_err(|e| unusable(&file.name, e))?;
+        Self::new(tokenizer, file.name, end, pad)
+    }
+
+    /// Padded at the end, or cut so that the end-of-text token stays the last one.
+    ///
+    /// Source: `padding="max_length", truncation=True` of transformers' `PreTrainedTokenizerFast`.
+    fn encode(&self, prompt: &str, max_length: usize) -> Result<TokenIds> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(prompt, true)
+            .map_err(|e| TokenizerError::Prompt { file: self.file.clone(), reason: e.to_string() })?;
+        let mut ids = encoding.get_ids().to_vec();
+        let cut = (ids.len() > max_length).then_some(ids.len());
+        ids.resize(max_length, self.pad);
+        if let (Some(_), Some(last)) = (cut, ids.last_mut()) {
+            *last = self.end;
+        }
+        Ok(TokenIds { ids, cut })
+    }
+}
+
+fn unusable(file: &str, reason: impl std::fmt::Display) -> TokenizerError {
+    TokenizerError::Unusable { file: file.to_string(), reason: reason.to_string() }
+}

@@ -1,0 +1,249 @@
+//! Embeddings equal those of the reference implementation.
+
+use std::{collections::HashMap, error::Error, fs, path::Path};
+
+use candle_core::{DType, Device, Tensor};
+use retouch_text_encoder::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
+use retouch_weights::{Component, Folder, Weights};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+
+/// Largest difference over the largest magnitude. Measured: 1e-6 for CLIP, 3e-6 for T5.
+const TOLERANCE: f64 = 1e-5;
+
+fn tiny() -> Folder {
+    Folder::on_disk(format!("{FIXTURES}/tiny-kontext"))
+}
+
+fn clip(weights: &Weights) -> Result<ClipEncoder, Box<dyn Error>> {
+    Ok(ClipEncoder::load(weights, &tiny().json::<ClipConfig>("text_encoder/config.json")?)?)
+}
+
+fn t5(weights: &Weights) -> Result<T5Encoder, Box<dyn Error>> {
+    Ok(T5Encoder::load(weights, &tiny().json::<T5Config>("text_encoder_2/config.json")?)?)
+}
+
+fn weights(component: Component, dtype: DType) -> Result<Weights, Box<dyn Error>> {
+    Ok(component.in_folder(&tiny(), dtype, &Device::Cpu)?)
+}
+
+/// The tensors of every whole call of the reference in `folder`, by the name of the call.
+fn calls(folder: &str) -> Result<Vec<(String, HashMap<String, Tensor>)>, Box<dyn Error>> {
+    let mut calls = Vec::new();
+    for entry in fs::read_dir(format!("{FIXTURES}/{folder}"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            calls.push((path.display().to_string(), candle_core::safetensors::load(&path, &Device::Cpu)?));
+        }
+    }
+    assert!(!calls.is_empty());
+    Ok(calls)
+}
+
+/// Largest difference over the largest magnitude of `expected`.
+fn distance(found: &Tensor, expected: &Tensor) -> candle_core::Result<f64> {
+    assert_eq!(found.dims(), expected.dims());
+    let (found, expected) = (found.to_dtype(DType::F64)?, expected.to_dtype(DType::F64)?);
+    let largest = |x: Tensor| x.abs()?.max_all()?.to_scalar::<f64>();
+    Ok(largest((found - &expected)?)? / largest(expected)?)
+}
+
+#[test]
+fn clips_pooled_vectors_equal_the_references() -> Outcome {
+    let encoder = clip(&weights(Component::Clip, DType::F32)?)?;
+    for (call, tensors) in calls("kontext")? {
+        for prefix in ["", "negative_"] {
+            let Some(ids) = tensors.get(&format!("{prefix}clip_ids")) else { continue };
+            let distance = distance(&encoder.pooled(ids)?, &tensors[&format!("{prefix}clip_pooled")])?;
+            assert!(distance < TOLERANCE, "{call}: {distance:e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn t5s_embeddings_equal_the_references() -> Outcome {
+    let encoder = t5(&weights(Component::T5, DType::F32)?)?;
+    for (call, tensors) in calls("kontext")? {
+        for prefix in ["", "negative_"] {
+            let Some(ids) = tensors.get(&format!("{prefix}t5_ids")) else { continue };
+            let distance = distance(&encoder.embed(ids)?, &tensors[&format!("{prefix}t5_embeds")])?;
+            assert!(distance < TOLERANCE, "{call}: {distance:e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn several_texts_at_once_equal_each_alone() -> Outcome {
+    let (clip, t5) = (clip(&weights(Component::Clip, DType::F32)?)?, t5(&weights(Component::T5, DType::F32)?)?);
+    let calls = calls("kontext")?;
+    let of = |name: &str| calls.iter().find_map(|(call, t)| call.contains(name).then_some(t)).ok_or("no such call");
+    let (first, second) = (of("no_image")?, of("unicode")?);
+    let both = |name: &str| Tensor::cat(&[&first[name], &second[name]], 0);
+    assert!(distance(&clip.pooled(&both("clip_ids")?)?, &both("clip_pooled")?)? < TOLERANCE);
+    assert!(distance(&t5.embed(&both("t5_ids")?)?, &both("t5_embeds")?)? < TOLERANCE);
+    Ok(())
+}
+
+#[test]
+fn in_half_precision_they_stay_near_the_reference() -> Outcome {
+    for (folder, dtype, bound) in [("kontext_bf16", DType::BF16, 0.03), ("kontext", DType::F16, 0.005)] {
+        let (clip, t5) = (clip(&weights(Component::Clip, dtype)?)?, t5(&weights(Component::T5, dtype)?)?);
+        let exact = calls("kontext")?;
+        for (call, half) in calls(folder)? {
+            let name = Path::new(&call).file_name().ok_or("no name")?;
+            let (_, tensors) =
+                exact.iter().find(|(call, _)| Path::new(call).file_name() == Some(name)).ok_or("no f32 call")?;
+            let (pooled, embeds) = (clip.pooled(&tensors["clip_ids"])?, t5.embed(&tensors["t5_ids"])?);
+            assert_eq!((pooled.dtype(), embeds.dtype()), (dtype, dtype));
+            for (ours, name) in [(pooled, "clip_pooled"), (embeds, "t5_embeds")] {
+                let ours = distance(&ours, &tensors[name])?;
+                // The reference's own loss in bf16; there is none in f16.
+                let theirs = if dtype == DType::BF16 { distance(&half[name], &tensors[name])? } else { bound };
+                assert!(ours < bound && ours <= 1.5 * theirs, "{call}, {name}: {ours:e}, the reference {theirs:e}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn f16_does_not_overflow_where_the_second_matrix_makes_large_values() -> Outcome {
+    // 3000 times as large an output of one feed-forward leaves f16's range (65504) for the sum, not for f32's.
+    let folder = tempfile::tempdir()?;
+    let source = tiny().sub("text_encoder_2");
+    let mut tensors = HashMap::new();
+    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        tensors.extend(candle_core::safetensors::load_buffer(&source.open(shard)?.bytes, &Device::Cpu)?);
+    }
+    let name = "encoder.block.1.layer.1.DenseReluDense.wo.weight";
+    let larger = (tensors[name].to_dtype(DType::F32)? * 3e5)?;
+    assert!(larger.abs()?.max_all()?.to_scalar::<f32>()? > 65504.0);
+    tensors.insert(name.to_string(), larger);
+    fs::create_dir(folder.path().join("text_encoder_2"))?;
+    candle_core::safetensors::save(&tensors, folder.path().join("text_encoder_2/model.safetensors"))?;
+    let (model, config) = (Folder::on_disk(folder.path()), tiny().json::<T5Config>("text_encoder_2/config.json")?);
+    let load = |dtype| T5Encoder::load(&Component::T5.in_folder(&model, dtype, &Device::Cpu)?, &config);
+    let ids = Tensor::new(&[[5u32, 7, 9, 1, 0, 0]], &Device::Cpu)?;
+    let (half, exact) = (load(DType::F16)?.embed(&ids)?, load(DType::F32)?.embed(&ids)?);
+    let distance = distance(&half, &exact)?;
+    assert!(distance < 0.01, "{distance:e}");
+    Ok(())
+}
+
+#[test]
+fn a_prompt_ends_at_the_configured_end_token() -> Outcome {
+    let weights = weights(Component::Clip, DType::F32)?;
+    let config = tiny().json::<ClipConfig>("text_encoder/config.json")?;
+    let ids = Tensor::new(&[[912u32, 5, 913, 7, 913]], &Device::Cpu)?;
+    let up_to = |tokens| ids.narrow(1, 0, tokens);
+    let pooled = |eos_token_id, ids: &Tensor| -> Result<Tensor, Box<dyn Error>> {
+        Ok(ClipEncoder::load(&weights, &ClipConfig { eos_token_id, ..config.clone() })?.pooled(ids)?)
+    };
+    // Attention is causal: what comes after the end does not change it.
+    let at_third = pooled(2, &up_to(3)?)?;
+    assert!(distance(&pooled(2, &ids)?, &at_third)? < TOLERANCE);
+    assert!(distance(&pooled(913, &ids)?, &at_third)? < TOLERANCE);
+    assert!(distance(&pooled(7, &ids)?, &at_third)? > 0.01);
+    // None is there: the first token, as in the reference.
+    assert!(distance(&pooled(800, &ids)?, &pooled(912, &ids)?)? == 0.0);
+    Ok(())
+}
+
+#[test]
+fn both_gelus_are_computed() -> Outcome {
+    let weights = weights(Component::Clip, DType::F32)?;
+    let config: ClipConfig = tiny().json("text_encoder/config.json")?;
+    let json = fs::read_to_string(format!("{FIXTURES}/tiny-kontext/text_encoder/config.json"))?;
+    let exact: ClipConfig = serde_json::from_str(&json.replace("quick_gelu", "gelu"))?;
+    let ids = Tensor::new(&[[912u32, 5, 913]], &Device::Cpu)?;
+    let pooled = |config| -> Result<Tensor, Box<dyn Error>> { Ok(ClipEncoder::load(&weights, config)?.pooled(&ids)?) };
+    // Alike, not the same.
+    let distance = distance(&pooled(&exact)?, &pooled(&config)?)?;
+    assert!((1e-4..0.1).contains(&distance), "{distance:e}");
+    assert!(serde_json::from_str::<ClipConfig>(&json.replace("quick_gelu", "relu")).is_err());
+    Ok(())
+}
+
+#[test]
+fn single_files_bring_their_sizes() -> Outcome {
+    let file = Path::new(FIXTURES).join("comfy/t5xxl_fp16.safetensors");
+    let weights = Component::T5.in_file(&file, DType::F32, &Device::Cpu)?;
+    let config = T5Config::of(&weights)?;
+    assert_eq!(config, tiny().json::<T5Config>("text_encoder_2/config.json")?);
+    let (_, tensors) = calls("kontext")?.into_iter().next().ok_or("no call")?;
+    let distance = distance(&T5Encoder::load(&weights, &config)?.embed(&tensors["t5_ids"])?, &tensors["t5_embeds"])?;
+    assert!(distance < TOLERANCE, "{distance:e}");
+
+    // The tiny CLIP's heads are not as wide as those of any real one, and leave no trace in the shapes.
+    let file = Path::new(FIXTURES).join("comfy/clip_l.safetensors");
+    let weights = Component::Clip.in_file(&file, DType::F32, &Device::Cpu)?;
+    let refusal = ClipConfig::of(&weights).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(refusal.contains("clip_l.safetensors: its width is 32, and CLIP's is a multiple of 64"), "{refusal}");
+    Ok(())
+}
+
+fn refusal<T>(loaded: retouch_weights::Result<T>) -> String {
+    loaded.err().map_or_else(|| "accepted".to_string(), |e| e.to_string())
+}
+
+#[test]
+fn configurations_that_cannot_be_computed_are_refused() -> Outcome {
+    let (clip_weights, t5_weights) = (weights(Component::Clip, DType::F32)?, weights(Component::T5, DType::F32)?);
+    let clip = |change: &dyn Fn(&mut ClipConfig)| -> Result<String, Box<dyn Error>> {
+        let mut config: ClipConfig = tiny().json("text_encoder/config.json")?;
+        change(&mut config);
+        Ok(refusal(ClipEncoder::load(&clip_weights, &config)))
+    };
+    let t5 = |change: &dyn Fn(&mut T5Config)| -> Result<String, Box<dyn Error>> {
+        let mut config: T5Config = tiny().json("text_encoder_2/config.json")?;
+        change(&mut config);
+        Ok(refusal(T5Encoder::load(&t5_weights, &config)))
+    };
+    assert_eq!(clip(&|_| ())?, "accepted");
+    assert_eq!(t5(&|_| ())?, "accepted");
+    assert!(clip(&|c| c.num_attention_heads = 0)?.contains("num_attention_heads is 0"));
+    assert!(clip(&|c| c.num_attention_heads = 5)?.contains("not a multiple of num_attention_heads (5)"));
+    assert!(clip(&|c| c.hidden_size = usize::MAX)?.contains("hidden_size"));
+    assert!(t5(&|c| c.num_heads = 0)?.contains("num_heads is 0"));
+    assert!(t5(&|c| c.d_kv = usize::MAX)?.contains("d_kv"));
+    assert!(t5(&|c| c.relative_attention_num_buckets = 2)?.contains("relative_attention_num_buckets is 2"));
+    assert!(t5(&|c| c.relative_attention_max_distance = 8)?.contains("relative_attention_max_distance 8"));
+    assert!(t5(&|c| c.feed_forward_proj = "relu".into())?.contains("`relu`; supported is `gated-gelu`"));
+    Ok(())
+}
+
+#[test]
+fn parameters_that_do_not_fit_are_named_with_their_file() -> Outcome {
+    let (clip_weights, t5_weights) = (weights(Component::Clip, DType::F32)?, weights(Component::T5, DType::F32)?);
+    let clip_config: ClipConfig = tiny().json("text_encoder/config.json")?;
+    let t5_config: T5Config = tiny().json("text_encoder_2/config.json")?;
+    let wider = ClipConfig { intermediate_size: 65, ..clip_config.clone() };
+    let message = refusal(ClipEncoder::load(&clip_weights, &wider));
+    assert!(message.contains("model.safetensors: tensor `text_model.encoder.layers.0.mlp.fc1.weight`"), "{message}");
+    assert!(message.contains("has shape [64, 32], expected [65, 32]"), "{message}");
+    let deeper = ClipConfig { num_hidden_layers: 1 << 20, ..clip_config };
+    let message = refusal(ClipEncoder::load(&clip_weights, &deeper));
+    assert!(message.contains("tensor `text_model.encoder.layers.3.") && message.contains("is missing"), "{message}");
+    let deeper = T5Config { num_layers: 1 << 20, ..t5_config.clone() };
+    let message = refusal(T5Encoder::load(&t5_weights, &deeper));
+    assert!(message.contains("tensor `encoder.block.3.") && message.contains("is missing"), "{message}");
+    let wider = T5Config { num_heads: 8, d_kv: 4, ..t5_config };
+    let message = refusal(T5Encoder::load(&t5_weights, &wider));
+    assert!(message.contains("relative_attention_bias.weight` has shape [32, 4], expected [32, 8]"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn ids_outside_the_vocabulary_and_texts_too_long_are_refused() -> Outcome {
+    let (clip, t5) = (clip(&weights(Component::Clip, DType::F32)?)?, t5(&weights(Component::T5, DType::F32)?)?);
+    let message = |result: candle_core::Result<Tensor>| result.err().map(|e| e.to_string()).unwrap_or_default();
+    let stranger = Tensor::new(&[[1u32 << 30]], &Device::Cpu)?;
+    assert!(message(clip.pooled(&stranger)).contains("outside the text encoder's vocabulary of 914"));
+    assert!(message(t5.embed(&stranger)).contains("outside the text encoder's vocabulary"));
+    assert!(message(clip.pooled(&Tensor::zeros((1, 78), DType::U32, &Device::Cpu)?)).contains("78 tokens for CLIP"));
+    Ok(())
+}

@@ -1,0 +1,165 @@
+"""Measure an exported model on scenes, sentences and photographs that training never saw.
+
+usage: python evaluate.py MODEL_DIR [--n 24] [--steps N] [--out REPORT] [--sheet SHEET.png]
+       python evaluate.py MODEL_DIR --binary PATH/TO/retouch        # drives the command-line program instead of diffusers
+Writes REPORT.md and REPORT.json: per edit kind the number of cases, success in percent, PSNR of the untouched region
+(median and 5th percentile). The measures are described in scoring.py. Everything is fixed by --seed.
+"""
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+import photos
+import phrases
+import scenes
+import scoring
+
+SIZES = [(128, 128), (192, 128), (256, 256)]
+BATCH = {(128, 128): 8, (192, 128): 8, (256, 256): 4}
+
+
+class Diffusers:
+    """FluxKontextPipeline in float32 on weights stored as bfloat16."""
+
+    def __init__(self, model, steps, device):
+        from diffusers import FluxKontextPipeline
+        from diffusers.utils import logging
+        logging.set_verbosity_error()
+        self.pipe = FluxKontextPipeline.from_pretrained(model, torch_dtype=torch.float32).to(device)
+        self.pipe.set_progress_bar_config(disable=True)
+        with open(f"{model}/retouch.json") as f:
+            self.conf = json.load(f)
+        self.steps = steps or self.conf["steps"]
+        encode = self.pipe.vae.encode
+        # channels-last GroupNorm on the CPU is inaccurate; the pipeline hands the picture over in that layout
+        self.pipe.vae.encode = lambda x, *a, **k: encode(x.contiguous(), *a, **k)
+
+    def __call__(self, images, prompts, seeds):
+        h, w = images[0].shape[:2]
+        r = self.pipe(image=[Image.fromarray(i) for i in images], prompt=prompts, height=h, width=w, max_area=h * w, _auto_resize=False,
+                      num_inference_steps=self.steps, guidance_scale=self.conf["guidance"], max_sequence_length=self.conf["max_sequence_length"],
+                      generator=[torch.Generator().manual_seed(s) for s in seeds], output_type="np")
+        return list((r.images * 255).round().astype(np.uint8))
+
+    @torch.no_grad()
+    def roundtrip(self, image):
+        v = self.pipe.vae
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().to(v.device) / 127.5 - 1
+        y = v.decode(v.encode(x).latent_dist.mode()).sample
+        return ((y[0].permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+
+
+class Binary:
+    """The command-line program, one call an edit."""
+
+    def __init__(self, binary, model, steps):
+        self.cmd, self.model, self.steps = binary, model, steps
+
+    def __call__(self, images, prompts, seeds):
+        out = []
+        with tempfile.TemporaryDirectory() as d:
+            for im, p, s in zip(images, prompts, seeds):
+                Image.fromarray(im).save(f"{d}/in.png")
+                more = ["--steps", str(self.steps)] if self.steps else []
+                subprocess.run([self.cmd, "edit", f"{d}/in.png", p, "-o", f"{d}/out.png", "--model", self.model, "--seed", str(s), "-q", *more], check=True)
+                with Image.open(f"{d}/out.png") as o:
+                    out.append(np.array(o.convert("RGB")))
+        return out
+
+
+def cases(n, seed):
+    """Held-out cases: (kind, size, edit, sentence). Scene seeds start at 10 million, far from those of training."""
+    for oi, op in enumerate(scenes.OPS):
+        for si, size in enumerate(SIZES):
+            rng = np.random.default_rng([10 ** 7 + seed, oi, si])
+            for _ in range(n):
+                e = scenes.sample_edit(rng, *size, op)
+                yield op, size, e, phrases.say(rng, e["words"], "held")
+    for oi, op in enumerate(scenes.GLOBAL_OPS):
+        for si, size in enumerate(SIZES):
+            rng = np.random.default_rng([2 * 10 ** 7 + seed, oi, si])
+            for name in photos.HELD_OUT:
+                for _ in range(max(1, n // 8)):
+                    src = np.array(photos.held_out(name, *size))
+                    tgt = scenes.apply_global(src, op)
+                    e = dict(src=src, tgt=tgt, op=op, words={"op": op}, scene=None, after=None, index=None)
+                    yield "photo " + op, size, e, phrases.say(rng, e["words"], "held")
+
+
+def chunks(items):
+    """Groups of one size."""
+    for size in SIZES:
+        own = [c for c in items if c[1] == size]
+        for i in range(0, len(own), BATCH[size]):
+            yield own[i:i + BATCH[size]]
+
+
+def table(rows):
+    kinds = list(dict.fromkeys(r["kind"] for r in rows))
+    lines = ["| edit | n | success | untouched PSNR, median | 5th percentile |", "|---|---|---|---|---|"]
+    result = {}
+    for k in kinds + ["all photo edits", "all"]:
+        own = [r for r in rows if r["kind"] == k or k == "all" or (k == "all photo edits" and r["kind"].startswith("photo"))]
+        p = [r["untouched"] for r in own if r["untouched"] is not None]
+        v = result[k] = dict(n=len(own), success=100 * float(np.mean([r["ok"] for r in own])) if own else 0.0,
+                             median=float(np.median(p)) if p else None, p5=float(np.percentile(p, 5)) if p else None)
+        db = lambda x: "" if x is None else f"{x:.1f} dB"
+        lines.append(f"| {k} | {v['n']} | {v['success']:.1f}% | {db(v['median'])} | {db(v['p5'])} |")
+    return "\n".join(lines), result
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("model")
+    a.add_argument("--n", type=int, default=24, help="cases per scene edit and size")
+    a.add_argument("--steps", type=int, default=0, help="0 = the model's own default")
+    a.add_argument("--binary")
+    a.add_argument("--out")
+    a.add_argument("--sheet", help="also write sources, results and targets of some cases as a picture")
+    a.add_argument("--only", nargs="*", help="edit kinds to run")
+    a.add_argument("--size", help="only this size, for example 128x128")
+    a.add_argument("--seed", type=int, default=0)
+    a.add_argument("--device", default="cpu")
+    a.add_argument("--threads", type=int, default=1)
+    a = a.parse_args()
+    torch.set_num_threads(a.threads)
+    inproc = Diffusers(a.model, a.steps, a.device)
+    run = Binary(a.binary, a.model, a.steps) if a.binary else inproc
+    rows, shown, start = [], {}, time.time()
+    todo = [c for c in cases(a.n, a.seed) if (not a.only or c[0] in a.only) and (not a.size or f"{c[1][0]}x{c[1][1]}" == a.size)]
+    for group in chunks(todo):
+        outs = run([c[2]["src"] for c in group], [c[3] for c in group], [a.seed + 1000 + len(rows) + i for i in range(len(group))])
+        for (kind, size, e, say), out in zip(group, outs):
+            rt = inproc.roundtrip(e["src"]) if e["op"] in scenes.GLOBAL_OPS else None
+            ok, untouched, detail = scoring.score(e, out, rt)
+            exact = scoring.psnr(out, e["tgt"])
+            rows.append(dict(kind=kind, size=f"{size[0]}x{size[1]}", ok=bool(ok), untouched=untouched, detail=detail, exact_psnr=exact, prompt=say))
+            if size == (128, 128) and len(shown.setdefault(kind, [])) < 6:
+                shown[kind].append(np.concatenate([e["src"], out, e["tgt"]], 0))
+    text, result = table(rows)
+    by_size = {s: 100 * float(np.mean([r["ok"] for r in rows if r["size"] == s])) for s in dict.fromkeys(r["size"] for r in rows)}
+    photo = [r["exact_psnr"] for r in rows if r["kind"].startswith("photo")]
+    text += "\n\nBy size: " + ", ".join(f"{k} {v:.1f}%" for k, v in by_size.items())
+    if photo:
+        text += f". Photographs against the exact operation on the original pixels: median {np.median(photo):.1f} dB (the autoencoder's own loss included)."
+    print(text + f"\n{len(rows)} edits in {time.time() - start:.0f} s")
+    if a.out:
+        os.makedirs(os.path.dirname(os.path.abspath(a.out)), exist_ok=True)
+        with open(a.out + ".md", "w") as f:
+            f.write(text + "\n")
+        with open(a.out + ".json", "w") as f:
+            json.dump(dict(kinds=result, by_size=by_size, steps=inproc.steps, n=a.n, seed=a.seed, cases=rows), f, indent=1)
+    if a.sheet:
+        count = min(len(v) for v in shown.values())
+        Image.fromarray(np.concatenate([np.concatenate(v[:count], 1) for v in shown.values()], 0)).save(a.sheet)
+
+
+if __name__ == "__main__":
+    main()
