@@ -11,7 +11,7 @@ import phrases
 import scenes
 
 # (kind, share): the six scene edits, global edits of scenes, global edits of photo-like pictures
-MIX = {"recolour": 0.2, "background": 0.13, "gradient": 0.1, "remove": 0.14, "shape": 0.14, "add": 0.12, "global": 0.04, "photo": 0.13}
+MIX = {"recolour": 0.22, "background": 0.09, "gradient": 0.1, "remove": 0.13, "shape": 0.17, "add": 0.17, "global": 0.03, "photo": 0.09}
 # (progress up to, {size: share}); small pictures first because they are cheap
 SIZES = [
     (0.25, {(96, 96): 0.45, (128, 128): 0.5, (192, 128): 0.05}),

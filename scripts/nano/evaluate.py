@@ -103,16 +103,28 @@ def chunks(items):
 
 def table(rows):
     kinds = list(dict.fromkeys(r["kind"] for r in rows))
-    lines = ["| edit | n | success | untouched PSNR, median | 5th percentile |", "|---|---|---|---|---|"]
+    lines = ["| edit | n | success | untouched PSNR, median | 5th percentile | share at 28 dB or more |", "|---|---|---|---|---|---|"]
     result = {}
     for k in kinds + ["all photo edits", "all"]:
         own = [r for r in rows if r["kind"] == k or k == "all" or (k == "all photo edits" and r["kind"].startswith("photo"))]
         p = [r["untouched"] for r in own if r["untouched"] is not None]
         v = result[k] = dict(n=len(own), success=100 * float(np.mean([r["ok"] for r in own])) if own else 0.0,
-                             median=float(np.median(p)) if p else None, p5=float(np.percentile(p, 5)) if p else None)
+                             median=float(np.median(p)) if p else None, p5=float(np.percentile(p, 5)) if p else None,
+                             share28=100 * float(np.mean([x >= 28 for x in p])) if p else None)
         db = lambda x: "" if x is None else f"{x:.1f} dB"
-        lines.append(f"| {k} | {v['n']} | {v['success']:.1f}% | {db(v['median'])} | {db(v['p5'])} |")
+        lines.append(f"| {k} | {v['n']} | {v['success']:.1f}% | {db(v['median'])} | {db(v['p5'])} | {'' if not p else f"{v['share28']:.0f}%"} |")
     return "\n".join(lines), result
+
+
+def op_is_global(e):
+    return e["op"] in scenes.GLOBAL_OPS
+
+
+def write_sheet(shown, path, across=12):
+    """Source, result and target above each other; the cases side by side, `across` to a band."""
+    cells = [c for v in shown.values() for c in v]
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % across)
+    Image.fromarray(np.concatenate([np.concatenate(cells[i:i + across], 1) for i in range(0, len(cells), across)], 0)).save(path)
 
 
 def main():
@@ -137,11 +149,11 @@ def main():
     for group in chunks(todo):
         outs = run([c[2]["src"] for c in group], [c[3] for c in group], [a.seed + 1000 + len(rows) + i for i in range(len(group))])
         for (kind, size, e, say), out in zip(group, outs):
-            rt = inproc.roundtrip(e["src"]) if e["op"] in scenes.GLOBAL_OPS else None
+            rt = inproc.roundtrip(e["src"]) if op_is_global(e) else None
             ok, untouched, detail = scoring.score(e, out, rt)
             exact = scoring.psnr(out, e["tgt"])
             rows.append(dict(kind=kind, size=f"{size[0]}x{size[1]}", ok=bool(ok), untouched=untouched, detail=detail, exact_psnr=exact, prompt=say))
-            if size == (128, 128) and len(shown.setdefault(kind, [])) < 6:
+            if size == (128, 128) and len(shown.setdefault(kind, [])) < (2 if op_is_global(e) else 6):
                 shown[kind].append(np.concatenate([e["src"], out, e["tgt"]], 0))
     text, result = table(rows)
     by_size = {s: 100 * float(np.mean([r["ok"] for r in rows if r["size"] == s])) for s in dict.fromkeys(r["size"] for r in rows)}
@@ -157,8 +169,7 @@ def main():
         with open(a.out + ".json", "w") as f:
             json.dump(dict(kinds=result, by_size=by_size, steps=inproc.steps, n=a.n, seed=a.seed, cases=rows), f, indent=1)
     if a.sheet:
-        count = min(len(v) for v in shown.values())
-        Image.fromarray(np.concatenate([np.concatenate(v[:count], 1) for v in shown.values()], 0)).save(a.sheet)
+        write_sheet(shown, a.sheet)
 
 
 if __name__ == "__main__":

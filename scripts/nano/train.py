@@ -31,6 +31,7 @@ def arguments():
     a.add_argument("--fresh", type=float, default=0.5, help="share of new pairs; the rest is reused from the buffer")
     a.add_argument("--keep", type=int, default=12000, help="pairs kept per size and process")
     a.add_argument("--lr", type=float, default=2e-3, help="Muon, for the matrices of the blocks")
+    a.add_argument("--lr-from", type=float, default=0.0, help="start this far along the falling part of the learning rate")
     a.add_argument("--adam-lr", type=float, default=1.5e-3, help="AdamW, for everything else")
     a.add_argument("--warmup", type=int, default=100)
     a.add_argument("--edited", type=float, default=4.0, help="loss weight of edited tokens")
@@ -69,6 +70,12 @@ def draw_sigma(n, tokens, device):
     u = torch.where(torch.rand(n, device=device) < 0.15, torch.ones_like(u), u)
     e = dit.shift(tokens)
     return e / (e + 1 / u - 1)
+
+
+def cpu_attention(query, key, value, **_):
+    """Plain attention: torch's CPU flash attention has a slow backward pass at this size (a fifth of the whole step)."""
+    p = torch.softmax(torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)).float(), -1)
+    return torch.matmul(p.to(value.dtype), value)
 
 
 class Aux(torch.nn.Module):
@@ -167,8 +174,8 @@ def main():
         if world > 1:
             dist.broadcast(p.data, 0)
     net = torch.compile(model, dynamic=True) if a.compile else model
-    if dev == "cpu":                                    # torch's CPU flash attention has a slow backward pass at this size
-        torch.backends.cuda.enable_flash_sdp(False)
+    if dev == "cpu":
+        F.scaled_dot_product_attention = cpu_attention
     progress = torch.tensor([a.progress[0]], dtype=torch.float64).share_memory_()
 
     def plan(i):
@@ -211,9 +218,10 @@ def main():
             b = lat.add(size, [data.pair(rng, *size) for _ in range(new)])
             if count > new:
                 b = [torch.cat(z) for z in zip(b, lat.old(rng, size, count - new))]
+        down = a.lr_from + (1 - a.lr_from) * t
         for o, lr in opts:
             for g in o.param_groups:
-                g["lr"] = lr * min(1, (step - first + 1) / a.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * t)))
+                g["lr"] = lr * min(1, (step - first + 1) / a.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * down)))
             o.zero_grad()
         aux_opt.zero_grad()
         loss, extra = flow_loss(net, b, size, a, aux)

@@ -22,7 +22,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Edit an image
-    #[command(after_help = EDIT_EXAMPLES)]
+    #[command(override_usage = EDIT_FORMS, after_help = EDIT_EXAMPLES)]
     Edit(Box<EditArgs>),
     /// Make an image from words alone
     Generate(Box<GenerateArgs>),
@@ -33,6 +33,11 @@ pub enum Command {
     /// Print a completion script for a shell
     Completions { shell: Shell },
 }
+
+const EDIT_FORMS: &str = "\
+retouch edit [OPTIONS] <IMAGE> <PROMPT>
+       retouch edit [OPTIONS] --from <EDITED> [IMAGE] [PROMPT]
+       retouch edit [OPTIONS] --batch <FILE>";
 
 const EDIT_EXAMPLES: &str = "\
 Examples:
@@ -106,7 +111,7 @@ pub struct OutputArgs {
     #[arg(long)]
     pub json: bool,
     /// Also write all intermediate tensors to a safetensors file
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", conflicts_with = "keep_loaded", value_hint = ValueHint::FilePath)]
     pub dump: Option<PathBuf>,
 }
 

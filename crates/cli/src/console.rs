@@ -73,6 +73,7 @@ impl Console {
     }
 
     fn line(&self, text: &str) {
+        let text = printable(text);
         self.bars.suspend(|| {
             // Nothing can be said about a closed standard error.
             let _ = writeln!(io::stderr(), "{text}");
@@ -101,6 +102,11 @@ impl Console {
     pub fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::SeqCst)
     }
+}
+
+/// Without the control characters by which a name or a prompt out of a file could command the terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 /// Standard error, written to without tearing the progress bars.

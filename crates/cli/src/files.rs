@@ -6,10 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use image::RgbImage;
 use retouch::{
     EditedImage, Error,
-    image::{OutputFormat, check_writable, encode, read_image, write_atomically},
+    image::{OutputFormat, RgbImage, check_writable, encode, read_image, write_atomically},
 };
 
 use crate::{
@@ -69,7 +68,10 @@ enum Place {
     /// Exactly this name, but for a number where there are several images.
     Named(PathBuf),
     /// This stem in a folder, with a number where the name is taken.
-    Free { folder: PathBuf, stem: String },
+    Free {
+        folder: PathBuf,
+        stem: String,
+    },
 }
 
 impl Output {
@@ -85,7 +87,8 @@ impl Output {
         };
         let format = format(args, &place)?;
         format.check_quality(args.quality)?;
-        let plan = Self { place, format, quality: args.quality, force: args.force, metadata: !args.no_metadata, images };
+        let plan =
+            Self { place, format, quality: args.quality, force: args.force, metadata: !args.no_metadata, images };
         plan.check(args.json)?;
         Ok(plan)
     }
@@ -95,7 +98,9 @@ impl Output {
             Place::Stdout if self.images > 1 => {
                 Failure::usage("standard output takes one image; give a file name for several")
             }
-            Place::Stdout if json => Failure::usage("--json prints on standard output, where the image goes; give a file name"),
+            Place::Stdout if json => {
+                Failure::usage("--json prints on standard output, where the image goes; give a file name")
+            }
             Place::Stdout if io::stdout().is_terminal() => {
                 Failure::usage("an image cannot be shown on a terminal; redirect standard output or give a file name")
             }
@@ -183,5 +188,100 @@ fn format(args: &OutputArgs, place: &Place) -> Result<OutputFormat> {
             path.display(),
             extension.to_string_lossy()
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn args() -> OutputArgs {
+        OutputArgs::default()
+    }
+
+    fn plan(output: &Path, images: usize) -> Result<Output> {
+        Output::plan(&args(), Some(output), Some(Path::new("holiday/photo.jpg")), images)
+    }
+
+    /// The default names of the next images in `folder`, made one after the other.
+    fn next_names(folder: &Path, images: usize) -> Vec<String> {
+        let plan = plan(folder, images).unwrap();
+        let name = |_| {
+            let path = plan.free_name();
+            fs::write(&path, b"").unwrap();
+            path.file_name().unwrap().to_string_lossy().into_owned()
+        };
+        (0..images).map(name).collect()
+    }
+
+    #[test]
+    fn default_names_are_numbered_rather_than_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(next_names(folder.path(), 1), ["photo-edited.png"]);
+        assert_eq!(next_names(folder.path(), 1), ["photo-edited-2.png"]);
+        assert_eq!(next_names(folder.path(), 2), ["photo-edited-1.png", "photo-edited-3.png"]);
+        assert_eq!(next_names(folder.path(), 1), ["photo-edited-4.png"]);
+    }
+
+    #[test]
+    fn default_names_come_from_the_source() {
+        assert_eq!(default_stem(Some(Path::new("a/b.c.jpg"))), "b.c-edited");
+        assert_eq!(default_stem(Some(Path::new(STDIO))), "image-edited");
+        assert_eq!(default_stem(None), "generated");
+    }
+
+    #[test]
+    fn a_given_name_is_kept_and_several_images_number_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.webp");
+        let one = plan(&path, 1).unwrap();
+        assert_eq!((one.numbered(&path, 1), one.format), (path.clone(), OutputFormat::Webp));
+        let several = plan(&path, 3).unwrap();
+        assert_eq!(several.numbered(&path, 3), folder.path().join("out-3.webp"));
+        fs::write(folder.path().join("out-2.webp"), b"").unwrap();
+        assert!(plan(&path, 3).is_err());
+        assert!(plan(&path, 1).is_ok());
+        let force = OutputArgs { force: true, ..args() };
+        assert!(Output::plan(&force, Some(&path), None, 3).is_ok());
+    }
+
+    #[test]
+    fn the_format_is_that_of_name_or_flag_and_they_must_agree() {
+        let folder = tempfile::tempdir().unwrap();
+        let format = |name: &str, flag: Option<OutputFormat>| {
+            let args = OutputArgs { format: flag, ..args() };
+            Output::plan(&args, Some(&folder.path().join(name)), None, 1).map(|plan| plan.format).ok()
+        };
+        use OutputFormat::*;
+        assert_eq!(format("a.JPG", None), Some(Jpeg));
+        assert_eq!(format("a.jpeg", Some(Jpeg)), Some(Jpeg));
+        assert_eq!(format("a", None), Some(Png));
+        assert_eq!(format("a", Some(Webp)), Some(Webp));
+        assert_eq!(format("a.gif", Some(Png)), Some(Png));
+        assert_eq!(format("a.gif", None), None);
+        assert_eq!(format("a.png", Some(Jpeg)), None);
+        let jpeg = OutputArgs { quality: Some(80), format: Some(Jpeg), ..args() };
+        assert!(Output::plan(&jpeg, Some(folder.path()), None, 1).is_ok());
+        let png = OutputArgs { quality: Some(80), ..args() };
+        assert!(Output::plan(&png, Some(folder.path()), None, 1).is_err());
+    }
+
+    #[test]
+    fn standard_output_takes_one_image_and_nothing_beside_it() {
+        assert!(matches!(plan(Path::new(STDIO), 2), Err(Failure::Usage(_))));
+        let json = OutputArgs { json: true, ..args() };
+        assert!(matches!(Output::plan(&json, Some(Path::new(STDIO)), None, 1), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn places_that_cannot_be_written_are_found_out_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(plan(&folder.path().join("missing/out.png"), 1).is_err());
+        let file = folder.path().join("file.png");
+        fs::write(&file, b"").unwrap();
+        assert!(plan(&file, 1).is_err());
+        assert!(plan(&file.join("out.png"), 1).is_err());
     }
 }

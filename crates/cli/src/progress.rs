@@ -12,14 +12,12 @@ pub struct EditProgress<'a> {
     console: &'a Console,
     bar: Option<ProgressBar>,
     images: usize,
-    /// Seconds of the last step.
-    pace: f64,
 }
 
 impl<'a> EditProgress<'a> {
     /// `images` is how many images share the bar.
     pub fn new(console: &'a Console, images: usize) -> Self {
-        Self { console, bar: None, images, pace: 0.0 }
+        Self { console, bar: None, images }
     }
 
     fn spin(&mut self, text: String) {
@@ -37,9 +35,8 @@ impl<'a> EditProgress<'a> {
             bar.set_message("editing");
             self.bar = Some(bar);
         }
-        self.pace = took.as_secs_f64();
         if let Some(bar) = &self.bar {
-            bar.set_prefix(format!("{:.2}", self.pace));
+            bar.set_prefix(format!("{:.2}", took.as_secs_f64()));
             bar.set_position(done as u64);
         }
     }

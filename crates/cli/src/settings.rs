@@ -118,9 +118,10 @@ impl SettingsArgs {
             // A short number, to be typed again.
             ([], n) => Ok(Seeds::counting_from(u64::from(rand::random::<u32>()), n.unwrap_or(1))),
             (&[seed], Some(n)) => Ok(Seeds::counting_from(seed, n)),
-            (several, Some(n)) if several.len() != n => {
-                Failure::usage(format!("{} seeds for {n} images; give one seed to count from, or one for each", several.len()))
-            }
+            (several, Some(n)) if several.len() != n => Failure::usage(format!(
+                "{} seeds for {n} images; give one seed to count from, or one for each",
+                several.len()
+            )),
             (several, _) => Ok(Seeds::Each(several.to_vec())),
         }
     }

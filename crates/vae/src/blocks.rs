@@ -5,7 +5,7 @@ use retouch_weights::{Linear, Weights};
 
 use crate::{
     VaeConfig,
-    conv::{Conv1x1, Conv3x3, Window},
+    conv::{Conv2d, Window},
     norm::GroupNorm,
 };
 
@@ -14,11 +14,11 @@ use crate::{
 /// Source: `ResnetBlock2D` without time embedding in diffusers' `models/resnet.py`.
 pub struct Resnet {
     norm1: GroupNorm,
-    conv1: Conv3x3,
+    conv1: Conv2d,
     norm2: GroupNorm,
-    conv2: Conv3x3,
+    conv2: Conv2d,
     /// Brings the input to the output's channels where they differ.
-    shortcut: Option<Conv1x1>,
+    shortcut: Option<Conv2d>,
 }
 
 impl Resnet {
@@ -26,13 +26,13 @@ impl Resnet {
         let groups = config.norm_num_groups;
         let shortcut = match input == output {
             true => None,
-            false => Some(Conv1x1::load(&weights.pp("conv_shortcut"), input, output)?),
+            false => Some(Conv2d::load(&weights.pp("conv_shortcut"), input, output, Window::Point)?),
         };
         Ok(Self {
             norm1: GroupNorm::load(&weights.pp("norm1"), groups, input)?,
-            conv1: Conv3x3::load(&weights.pp("conv1"), input, output, Window::Same)?,
+            conv1: Conv2d::load(&weights.pp("conv1"), input, output, Window::Same)?,
             norm2: GroupNorm::load(&weights.pp("norm2"), groups, output)?,
-            conv2: Conv3x3::load(&weights.pp("conv2"), output, output, Window::Same)?,
+            conv2: Conv2d::load(&weights.pp("conv2"), output, output, Window::Same)?,
             shortcut,
         })
     }
@@ -40,10 +40,10 @@ impl Resnet {
     /// `[b, input, h, w]` to `[b, output, h, w]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
+        let y = self.norm2.forward_silu(&y)?;
         match &self.shortcut {
-            Some(shortcut) => shortcut.forward(x)? + y,
-            None => x + y,
+            Some(shortcut) => self.conv2.forward_plus(&y, &shortcut.forward(x)?),
+            None => self.conv2.forward_plus(&y, x),
         }
     }
 }
@@ -136,7 +136,7 @@ impl MidBlock {
 /// Resnets at one resolution of the encoder, then a step down to half of it.
 pub struct DownBlock {
     resnets: Vec<Resnet>,
-    downsample: Option<Conv3x3>,
+    downsample: Option<Conv2d>,
 }
 
 impl DownBlock {
@@ -150,7 +150,7 @@ impl DownBlock {
     ) -> retouch_weights::Result<Self> {
         let downsample = match last {
             true => None,
-            false => Some(Conv3x3::load(&weights.pp("downsamplers.0.conv"), output, output, Window::Halving)?),
+            false => Some(Conv2d::load(&weights.pp("downsamplers.0.conv"), output, output, Window::Halving)?),
         };
         Ok(Self { resnets: resnets(weights, config, config.layers_per_block, input, output)?, downsample })
     }
@@ -168,7 +168,7 @@ impl DownBlock {
 /// Resnets at one resolution of the decoder, then a step up to twice of it.
 pub struct UpBlock {
     resnets: Vec<Resnet>,
-    upsample: Option<Conv3x3>,
+    upsample: Option<Conv2d>,
 }
 
 impl UpBlock {
@@ -182,7 +182,7 @@ impl UpBlock {
     ) -> retouch_weights::Result<Self> {
         let upsample = match last {
             true => None,
-            false => Some(Conv3x3::load(&weights.pp("upsamplers.0.conv"), output, output, Window::Same)?),
+            false => Some(Conv2d::load(&weights.pp("upsamplers.0.conv"), output, output, Window::Doubling)?),
         };
         // One more than the encoder: `UpDecoderBlock2D` gets `num_layers=layers_per_block + 1`.
         Ok(Self { resnets: resnets(weights, config, config.layers_per_block + 1, input, output)?, upsample })
@@ -192,10 +192,7 @@ impl UpBlock {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.resnets.iter().try_fold(x.clone(), |x, resnet| resnet.forward(&x))?;
         match &self.upsample {
-            Some(conv) => {
-                let (_, _, h, w) = x.dims4()?;
-                conv.forward(&x.upsample_nearest2d(2 * h, 2 * w)?)
-            }
+            Some(conv) => conv.forward(&x),
             None => Ok(x),
         }
     }

@@ -1,67 +1,93 @@
 //! Convolutions over images `[batch, channels, height, width]`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use retouch_weights::Weights;
 
-/// Where a 3x3 convolution puts its zero padding, and how far it steps.
+use crate::cpu;
+
+/// What a convolution sees of its input for each pixel of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Window {
-    /// One pixel on each side, stride 1: the size stays.
+    /// The same pixel: 1x1.
+    Point,
+    /// The same pixel and those around it: 3x3, padded by one zero on each side.
     Same,
-    /// One pixel to the right and below, stride 2: the size halves.
+    /// 3x3 at every second pixel, padded by one zero to the right and below: half the size.
     Halving,
+    /// As `Same`, over the input with each pixel repeated twice in each direction: twice the size.
+    Doubling,
 }
 
-/// A 3x3 convolution with bias.
-pub struct Conv3x3 {
-    /// `[out, in, 3, 3]`
+impl Window {
+    /// Weights along each side.
+    pub fn kernel(self) -> usize {
+        if self == Self::Point { 1 } else { 3 }
+    }
+
+    /// The height (or width) of the output for that of the input.
+    pub fn out_size(self, size: usize) -> usize {
+        match self {
+            Self::Point | Self::Same => size,
+            Self::Halving => size / 2,
+            Self::Doubling => 2 * size,
+        }
+    }
+
+    /// The row (or column), of `size`, that weight `tap` meets for the output's row (or column) `out`; none is padding.
+    pub fn source(self, out: usize, tap: usize, size: usize) -> Option<usize> {
+        let source = match self {
+            Self::Point => Some(out),
+            Self::Same => (out + tap).checked_sub(1),
+            Self::Halving => Some(2 * out + tap),
+            Self::Doubling => (out + tap).checked_sub(1).map(|source| source / 2),
+        };
+        source.filter(|&source| source < size)
+    }
+}
+
+/// A convolution with bias.
+pub struct Conv2d {
+    /// `[out, in, k, k]`
     weight: Tensor,
-    /// `[1, out, 1, 1]`
+    /// `[out]`
     bias: Tensor,
     window: Window,
 }
 
-impl Conv3x3 {
-    /// Reads `weight` `[out, in, 3, 3]` and `bias` `[out]`.
+impl Conv2d {
+    /// Reads `weight` `[output, input, k, k]` and `bias` `[output]`.
     pub fn load(weights: &Weights, input: usize, output: usize, window: Window) -> retouch_weights::Result<Self> {
-        let weight = weights.get((output, input, 3, 3), "weight")?;
-        let bias = weights.get(output, "bias")?.reshape((1, output, 1, 1))?;
-        Ok(Self { weight, bias, window })
+        let weight = weights.get((output, input, window.kernel(), window.kernel()), "weight")?;
+        Ok(Self { weight, bias: weights.get(output, "bias")?, window })
     }
 
-    /// `[b, in, h, w]` to `[b, out, h, w]`, or half of the height and width.
+    /// `[b, input, h, w]` to `[b, output, h, w]`, with half or twice the height and width as the window says.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = match self.window {
+        self.compute(x, None)
+    }
+
+    /// The same plus `residual`, which has the output's shape.
+    pub fn forward_plus(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.compute(x, Some(residual))
+    }
+
+    fn compute(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        if matches!(x.device(), Device::Cpu) {
+            return cpu::conv2d(x, &self.weight, &self.bias, residual, self.window);
+        }
+        let y = match self.window {
+            Window::Point => x.conv2d(&self.weight, 0, 1, 1, 1)?,
             Window::Same => x.conv2d(&self.weight, 1, 1, 1, 1)?,
-            Window::Halving => {
-                let x = x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?;
-                x.conv2d(&self.weight, 0, 2, 1, 1)?
+            Window::Halving => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?.conv2d(&self.weight, 0, 2, 1, 1)?,
+            Window::Doubling => {
+                let (_, _, h, w) = x.dims4()?;
+                x.upsample_nearest2d(2 * h, 2 * w)?.conv2d(&self.weight, 1, 1, 1, 1)?
             }
         };
-        x.broadcast_add(&self.bias)
-    }
-}
-
-/// A 1x1 convolution with bias: a matrix over the channels of each pixel.
-pub struct Conv1x1 {
-    /// `[out, in]`
-    weight: Tensor,
-    /// `[1, out, 1]`
-    bias: Tensor,
-}
-
-impl Conv1x1 {
-    /// Reads `weight` `[out, in, 1, 1]` and `bias` `[out]`.
-    pub fn load(weights: &Weights, input: usize, output: usize) -> retouch_weights::Result<Self> {
-        let weight = weights.get((output, input, 1, 1), "weight")?.reshape((output, input))?;
-        let bias = weights.get(output, "bias")?.reshape((1, output, 1))?;
-        Ok(Self { weight, bias })
-    }
-
-    /// `[b, in, h, w]` to `[b, out, h, w]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, _, h, w) = x.dims4()?;
-        let x = x.flatten_from(2)?; // [b, in, h * w]
-        self.weight.broadcast_matmul(&x)?.broadcast_add(&self.bias)?.reshape((b, (), h, w))
+        let y = y.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)?;
+        match residual {
+            Some(residual) => y + residual,
+            None => Ok(y),
+        }
     }
 }

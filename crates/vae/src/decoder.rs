@@ -4,7 +4,7 @@ use retouch_weights::Weights;
 use crate::{
     VaeConfig,
     blocks::{MidBlock, UpBlock},
-    conv::{Conv3x3, Window},
+    conv::{Conv2d, Window},
     norm::GroupNorm,
 };
 
@@ -14,11 +14,11 @@ use crate::{
 pub struct VaeDecoder {
     config: VaeConfig,
     dtype: DType,
-    conv_in: Conv3x3,
+    conv_in: Conv2d,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
-    conv_out: Conv3x3,
+    conv_out: Conv2d,
 }
 
 impl VaeDecoder {
@@ -38,11 +38,11 @@ impl VaeDecoder {
             UpBlock::load(&weights.pp("up_blocks").pp(level), config, input, channels[level], is_last)
         });
         Ok(Self {
-            conv_in: Conv3x3::load(&weights.pp("conv_in"), config.latent_channels, first, Window::Same)?,
+            conv_in: Conv2d::load(&weights.pp("conv_in"), config.latent_channels, first, Window::Same)?,
             mid_block: MidBlock::load(&weights.pp("mid_block"), config, first)?,
             up_blocks: up_blocks.collect::<retouch_weights::Result<_>>()?,
             conv_norm_out: GroupNorm::load(&weights.pp("conv_norm_out"), config.norm_num_groups, last)?,
-            conv_out: Conv3x3::load(&weights.pp("conv_out"), last, config.out_channels, Window::Same)?,
+            conv_out: Conv2d::load(&weights.pp("conv_out"), last, config.out_channels, Window::Same)?,
             dtype: weights.dtype(),
             config: config.clone(),
         })

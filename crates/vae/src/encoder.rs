@@ -4,7 +4,7 @@ use retouch_weights::Weights;
 use crate::{
     VaeConfig,
     blocks::{DownBlock, MidBlock},
-    conv::{Conv3x3, Window},
+    conv::{Conv2d, Window},
     norm::GroupNorm,
 };
 
@@ -14,11 +14,11 @@ use crate::{
 pub struct VaeEncoder {
     config: VaeConfig,
     dtype: DType,
-    conv_in: Conv3x3,
+    conv_in: Conv2d,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     conv_norm_out: GroupNorm,
-    conv_out: Conv3x3,
+    conv_out: Conv2d,
 }
 
 impl VaeEncoder {
@@ -37,12 +37,12 @@ impl VaeEncoder {
             DownBlock::load(&weights.pp("down_blocks").pp(level), config, input, channels[level], is_last)
         });
         Ok(Self {
-            conv_in: Conv3x3::load(&weights.pp("conv_in"), config.in_channels, first, Window::Same)?,
+            conv_in: Conv2d::load(&weights.pp("conv_in"), config.in_channels, first, Window::Same)?,
             down_blocks: down_blocks.collect::<retouch_weights::Result<_>>()?,
             mid_block: MidBlock::load(&weights.pp("mid_block"), config, last)?,
             conv_norm_out: GroupNorm::load(&weights.pp("conv_norm_out"), config.norm_num_groups, last)?,
             // Mean and logarithm of the variance of each latent.
-            conv_out: Conv3x3::load(&weights.pp("conv_out"), last, 2 * config.latent_channels, Window::Same)?,
+            conv_out: Conv2d::load(&weights.pp("conv_out"), last, 2 * config.latent_channels, Window::Same)?,
             dtype: weights.dtype(),
             config: config.clone(),
         })

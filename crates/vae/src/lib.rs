@@ -12,6 +12,7 @@
 mod blocks;
 mod config;
 mod conv;
+mod cpu;
 mod decoder;
 mod encoder;
 mod norm;

@@ -21,7 +21,9 @@ pub enum WeightsError {
     #[error("{file}: tensor `{tensor}` has shape {found:?}, expected {expected:?}; is this file of the right model?")]
     WrongShape { file: String, tensor: String, expected: Vec<usize>, found: Vec<usize> },
 
-    #[error("{file}: tensor `{tensor}` has shape {found:?}, expected {expected} axes; is this file of the right model?")]
+    #[error(
+        "{file}: tensor `{tensor}` has shape {found:?}, expected {expected} axes; is this file of the right model?"
+    )]
     WrongRank { file: String, tensor: String, expected: usize, found: Vec<usize> },
 
     #[error("{file} holds {found}, not a {wanted}; {advice}")]

@@ -86,7 +86,9 @@ fn check_places(tensors: &HashMap<String, TensorInfo>, data_len: usize) -> std::
 /// What a file is that is no safetensors file, from its first bytes, with what to do instead.
 fn recognise_other(bytes: &[u8]) -> Option<&'static str> {
     if bytes.starts_with(b"GGUF") {
-        Some("this is a GGUF file, and only safetensors files (bf16, f16 or f32) are taken; get the model in that format")
+        Some(
+            "this is a GGUF file, and only safetensors files (bf16, f16 or f32) are taken; get the model in that format",
+        )
     } else if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") {
         Some(
             "this is a PyTorch file (.pt, .ckpt, .bin), which can run code when loaded; only safetensors files are \

@@ -3,6 +3,7 @@
 //! A [`Folder`] finds files, a [`Store`] checks them and reads tensors by name, and [`Weights`] is what a model's
 //! module takes its parameters from, under the names that the code uses (see [`naming`]).
 
+mod describe;
 mod detect;
 mod error;
 mod folder;
@@ -15,6 +16,7 @@ mod shapes;
 mod store;
 mod weights;
 
+pub use describe::{Description, FileDescription, ModelDescription, describe, describe_model};
 pub use detect::{Component, Kind, Layout, detect};
 pub use error::{Result, WeightsError};
 pub use folder::{Bytes, EmbeddedFiles, Folder, ModelFile};

@@ -23,6 +23,14 @@ struct ModelIndex {
 }
 
 impl Pipeline {
+    /// Its class in diffusers.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::FluxKontext => "FluxKontextPipeline",
+            Self::Flux => "FluxPipeline",
+        }
+    }
+
     /// Reads the class out of `model_index.json`.
     ///
     /// # Errors

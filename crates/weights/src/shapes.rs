@@ -125,8 +125,7 @@ impl T5Shape {
     /// As [`FluxShape::of`]; the gated feed-forward of T5 v1.1 is expected.
     pub fn of(weights: &Weights) -> Result<Self> {
         let [vocab, d_model] = shape(weights, "shared.weight")?;
-        let [buckets, heads] =
-            shape(weights, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")?;
+        let [buckets, heads] = shape(weights, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")?;
         let [inner, _] = shape(weights, "encoder.block.0.layer.0.SelfAttention.q.weight")?;
         let [d_ff, _] = shape(weights, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")?;
         let layers = count(weights, |i| format!("encoder.block.{i}.layer.0.SelfAttention.q.weight"));

@@ -124,10 +124,10 @@ impl Store {
 
     /// The tensor `name`, converted to `dtype` on `device`.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let entry = self.entries.get(name).ok_or_else(|| WeightsError::MissingTensor {
-            files: self.describe(),
-            tensor: name.to_string(),
-        })?;
+        let entry = self
+            .entries
+            .get(name)
+            .ok_or_else(|| WeightsError::MissingTensor { files: self.describe(), tensor: name.to_string() })?;
         let stored = match entry.info.dtype {
             Dtype::F64 => DType::F64,
             Dtype::F32 => DType::F32,

@@ -9,8 +9,9 @@ mod read;
 mod resize;
 mod write;
 
+pub use image::RgbImage;
 pub use metadata::read_parameters;
 pub use pixels::{from_tensor, sha256, to_tensor, to_unit};
-pub use read::{MAX_PIXELS, READABLE_FORMATS, read_image};
+pub use read::{MAX_PIXELS, READABLE_FORMATS, is_image, read_image};
 pub use resize::resize;
 pub use write::{OutputFormat, check_writable, encode, write_atomically};

@@ -59,6 +59,11 @@ pub fn read_image(bytes: &[u8], name: &str) -> Result<RgbImage> {
     Ok(into_rgb(image))
 }
 
+/// Whether a file that begins with these bytes (16 are enough) is an image that [`read_image`] takes.
+pub fn is_image(beginning: &[u8]) -> bool {
+    readable_format(beginning).is_ok()
+}
+
 /// The format of the content, or why it cannot be read.
 fn readable_format(bytes: &[u8]) -> std::result::Result<ImageFormat, String> {
     use ImageFormat::*;

@@ -48,6 +48,8 @@ struct Normalizer {
 
 const UNIGRAM: i32 = 1;
 
+const SPECIAL: [&str; 3] = ["<pad>", "</s>", "<unk>"];
+
 /// T5 appends these to the pieces, the last one first.
 const EXTRA_IDS: usize = 100;
 
@@ -60,6 +62,12 @@ pub fn read(file: &ModelFile) -> Result<Tokenizer> {
     }
     let unknown = usize::try_from(trainer.unk_id.unwrap_or(0)).map_err(|e| unusable(&file.name, e))?;
     let charsmap = model.normalizer.and_then(|n| n.precompiled_charsmap).unwrap_or_default();
+    // Adding a special token that the model does not have would give it an id that no text encoder knows.
+    for token in SPECIAL {
+        if !model.pieces.iter().any(|p| p.piece.as_deref() == Some(token)) {
+            return Err(unusable(&file.name, format!("it has no token `{token}`")));
+        }
+    }
     assemble(model.pieces, unknown, &charsmap).map_err(|e| unusable(&file.name, e))
 }
 
@@ -82,7 +90,7 @@ fn assemble(pieces: Vec<Piece>, unknown: usize, charsmap: &[u8]) -> AnyResult<To
     tokenizer.with_normalizer(Some(Normalizers::new(normalizers)))?;
     tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', PrependScheme::Always, true)));
 
-    let special = ["<pad>", "</s>", "<unk>"].into_iter().map(str::to_string).chain(extra);
+    let special = SPECIAL.into_iter().map(str::to_string).chain(extra);
     tokenizer.add_special_tokens(special.map(|token| AddedToken::from(token, true).normalized(false)))?;
     let end = tokenizer.token_to_id("</s>").ok_or("it has no token `</s>`")?;
     let template = TemplateProcessing::builder()

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{HubError, HubId, HubOptions, needed};
-use crate::{Folder, Pipeline};
+use crate::{Component, Folder, Pipeline};
 
 /// One model's part of the cache.
 pub struct Cache {
@@ -133,7 +133,8 @@ pub fn cached_models(options: &HubOptions) -> Vec<CachedModel> {
         let pipeline = Pipeline::of(&folder).ok()?;
         let path = folder.path()?.to_path_buf();
         let bytes = bytes_below(&path);
-        Some(CachedModel { id: id.to_string(), folder: path, pipeline, bytes, missing: needed::missing_from(&folder) })
+        let missing = needed::missing_from(&folder, &Component::ALL);
+        Some(CachedModel { id: id.to_string(), folder: path, pipeline, bytes, missing })
     };
     let mut models: Vec<_> = entries.flatten().filter_map(model).collect();
     models.sort_by(|a, b| a.id.cmp(&b.id));

@@ -8,20 +8,20 @@ mod error;
 mod needed;
 mod options;
 mod remote;
+mod transfer;
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 pub use cache::{CachedModel, cached_models};
 pub use error::HubError;
 pub use options::HubOptions;
 
-use crate::{Folder, Pipeline, Result};
+use crate::{Component, Folder, Pipeline, Result, WeightsError, model_index::MODEL_INDEX};
 use cache::Cache;
-use needed::TOKENIZER_FILES;
 use remote::Remote;
 
 /// Follows a download, and can stop it; what is there by then stays, and the next run continues from it.
-pub trait Progress: Send {
+pub trait DownloadProgress: Send {
     /// A batch of `files` with `bytes` in total begins; a download has one for small files and one for weights.
     fn begin(&mut self, files: usize, bytes: u64) {
         let _ = (files, bytes);
@@ -31,16 +31,18 @@ pub trait Progress: Send {
     fn on(&mut self, file: &str, done: u64, total: u64) -> ControlFlow<()>;
 }
 
+pub use DownloadProgress as Progress;
+
 /// Watches nothing.
 pub struct NoProgress;
 
-impl Progress for NoProgress {
+impl DownloadProgress for NoProgress {
     fn on(&mut self, _: &str, _: u64, _: u64) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 }
 
-impl<F: FnMut(&str, u64, u64) -> ControlFlow<()> + Send> Progress for F {
+impl<F: FnMut(&str, u64, u64) -> ControlFlow<()> + Send> DownloadProgress for F {
     fn on(&mut self, file: &str, done: u64, total: u64) -> ControlFlow<()> {
         self(file, done, total)
     }
@@ -79,65 +81,94 @@ impl std::fmt::Display for HubId {
 
 /// The model folder of `id`, downloaded as far as it is not in the cache.
 ///
-/// Only what an edit needs is fetched: configs, tokenizers and the four components' safetensors.
+/// Only what an edit needs is fetched: configs, tokenizers, and the weights of `components` (single files may stand in
+/// for the others).
 ///
 /// # Errors
 /// [`HubError`] for all that concerns the hub; models of another architecture are refused before their weights come.
-pub fn fetch_model(id: &str, options: &HubOptions, progress: &mut dyn Progress) -> Result<Folder> {
-    let hub_id = HubId::parse(id).ok_or_else(|| HubError::BadId(id.to_string()))?;
-    let cache = Cache::new(options, &hub_id);
-    let complete = |commit: &str| needed::missing_from(&cache.folder(commit)).is_none();
-    if options.offline {
-        return offline(&cache, options, &hub_id, &|folder| needed::missing_from(folder));
-    }
-    let fetched = Remote::run(options, &hub_id, &cache, progress, |remote| {
-        if complete(&remote.commit) {
-            return Ok(());
-        }
-        let there = remote.list()?;
-        let small = needed::small_files(&there);
-        remote.require(&there, crate::model_index::MODEL_INDEX)?;
-        remote.download(&small)?;
-        let folder = cache.folder(&remote.commit);
+pub fn model(
+    id: &str,
+    components: &[Component],
+    options: &HubOptions,
+    progress: &mut dyn DownloadProgress,
+) -> Result<Folder> {
+    let missing = |folder: &Folder| needed::missing_from(folder, components);
+    fetch(id, options, progress, &missing, |remote, there| {
+        remote.require(there, MODEL_INDEX)?;
+        remote.download(&needed::small_files(there, components))?;
+        let folder = remote.folder();
         Pipeline::of(&folder)?;
-        let weights = needed::weight_files(&folder, &there)?;
+        let weights = needed::weight_files(&folder, there, components)?;
         for file in &weights {
-            remote.require(&there, file)?;
+            remote.require(there, file)?;
         }
         remote.download(&weights)
-    });
-    from_cache_if_unreachable(fetched, &cache, &|folder| needed::missing_from(folder))
+    })
 }
 
-/// The folder with the tokenizer files at the root of the repository `id`, for use with single-file models
-/// (`openai/clip-vit-large-patch14`, `google/t5-v1_1-xxl`).
+/// The folder with CLIP-L's tokenizer, for use with a single-file model.
 ///
 /// # Errors
-/// As [`fetch_model`].
-pub fn fetch_tokenizer(id: &str, options: &HubOptions, progress: &mut dyn Progress) -> Result<Folder> {
-    let hub_id = HubId::parse(id).ok_or_else(|| HubError::BadId(id.to_string()))?;
-    let cache = Cache::new(options, &hub_id);
+/// As [`model`].
+pub fn clip_tokenizer(options: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Folder> {
+    tokenizer("openai/clip-vit-large-patch14", options, progress)
+}
+
+/// The folder with T5's tokenizer, for use with a single-file model.
+///
+/// # Errors
+/// As [`model`].
+pub fn t5_tokenizer(options: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Folder> {
+    tokenizer("google/t5-v1_1-xxl", options, progress)
+}
+
+/// The folder with the tokenizer files at the root of the repository `id`, and nothing else of it.
+///
+/// # Errors
+/// As [`model`].
+pub fn tokenizer(id: &str, options: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Folder> {
+    fetch(id, options, progress, &needed::missing_tokenizer, |remote, there| {
+        remote.download(&needed::tokenizer_files("", there))
+    })
+}
+
+/// Downloads what `work` wants, unless nothing is missing or nothing may or can be downloaded.
+fn fetch(
+    id: &str,
+    options: &HubOptions,
+    progress: &mut dyn DownloadProgress,
+    missing: Missing,
+    work: impl FnOnce(&mut Remote, &BTreeSet<String>) -> Result<()> + Send,
+) -> Result<Folder> {
+    let id = HubId::parse(id).ok_or_else(|| HubError::BadId(id.to_string()))?;
+    let cache = Cache::new(options, &id);
     if options.offline {
-        return offline(&cache, options, &hub_id, &|folder| needed::missing_tokenizer(folder));
+        return offline(&cache, options, &id, missing);
     }
-    let fetched = Remote::run(options, &hub_id, &cache, progress, |remote| {
-        if needed::missing_tokenizer(&cache.folder(&remote.commit)).is_none() {
+    let fetched = Remote::run(options, &id, &cache, progress, |remote| {
+        if missing(&remote.folder()).is_none() {
             return Ok(());
         }
         let there = remote.list()?;
-        let files: Vec<String> =
-            TOKENIZER_FILES.iter().filter(|file| there.contains(**file)).map(|file| file.to_string()).collect();
-        remote.download(&files)?;
-        match needed::missing_tokenizer(&cache.folder(&remote.commit)) {
+        work(remote, &there)?;
+        match missing(&remote.folder()) {
             None => Ok(()),
-            Some(file) => Err(HubError::NoSuchFile { id: hub_id.to_string(), file }.into()),
+            Some(file) => Err(HubError::NoSuchFile { id: id.to_string(), file }.into()),
         }
     });
-    from_cache_if_unreachable(fetched, &cache, &|folder| needed::missing_tokenizer(folder))
+    // Without a connection a complete model in the cache is as good as it was yesterday.
+    if let Err(WeightsError::Hub(error @ HubError::Unreachable { .. })) = &fetched
+        && let Some(folder) = cache.current()
+        && missing(&folder).is_none()
+    {
+        tracing::warn!("{error}; using the copy in {folder}");
+        return Ok(folder);
+    }
+    fetched
 }
 
 /// Names a file that `folder` lacks, if it lacks one.
-type Missing<'a> = &'a dyn Fn(&Folder) -> Option<String>;
+type Missing<'a> = &'a (dyn Fn(&Folder) -> Option<String> + Sync);
 
 fn offline(cache: &Cache, options: &HubOptions, id: &HubId, missing: Missing) -> Result<Folder> {
     let current = cache.current();
@@ -154,16 +185,4 @@ fn offline(cache: &Cache, options: &HubOptions, id: &HubId, missing: Missing) ->
         }
         .into()),
     }
-}
-
-/// Without a connection a complete model in the cache is as good as it was yesterday.
-fn from_cache_if_unreachable(fetched: Result<Folder>, cache: &Cache, missing: Missing) -> Result<Folder> {
-    if let Err(crate::WeightsError::Hub(error @ HubError::Unreachable { .. })) = &fetched
-        && let Some(folder) = cache.current()
-        && missing(&folder).is_none()
-    {
-        tracing::warn!("{error}; using the copy in {folder}");
-        return Ok(folder);
-    }
-    fetched
 }

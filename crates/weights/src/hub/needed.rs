@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{Component, Folder, Result, Store, model_index::MODEL_INDEX};
 
 /// All that a tokenizer may consist of; a repository has some of them.
-pub const TOKENIZER_FILES: [&str; 8] = [
+const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -13,31 +13,34 @@ pub const TOKENIZER_FILES: [&str; 8] = [
     "vocab.json",
     "merges.txt",
     "spiece.model",
-    "config.json",
 ];
 const TOKENIZERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
 
 /// The configs, tokenizers and weight indices among the repository's files.
-pub fn small_files(there: &BTreeSet<String>) -> Vec<String> {
+pub fn small_files(there: &BTreeSet<String>, components: &[Component]) -> Vec<String> {
     let mut wanted = vec![MODEL_INDEX.to_string(), "retouch.json".into(), "scheduler/scheduler_config.json".into()];
     for component in Component::ALL {
         wanted.push(format!("{}/config.json", component.folder()));
         let [whole, index] = weight_names(component);
-        if !there.contains(&whole) {
+        if components.contains(&component) && !there.contains(&whole) {
             wanted.push(index);
         }
     }
-    for tokenizer in TOKENIZERS {
-        wanted.extend(TOKENIZER_FILES.iter().map(|file| format!("{tokenizer}/{file}")));
-    }
     wanted.retain(|file| there.contains(file));
+    wanted.extend(TOKENIZERS.iter().flat_map(|name| tokenizer_files(&format!("{name}/"), there)));
     wanted
 }
 
-/// The four components' weights: whole, or the shards that the (already downloaded) index in `model` names.
-pub fn weight_files(model: &Folder, there: &BTreeSet<String>) -> Result<Vec<String>> {
+/// The tokenizer files in the folder `prefix`.
+pub fn tokenizer_files(prefix: &str, there: &BTreeSet<String>) -> Vec<String> {
+    let files = TOKENIZER_FILES.iter().map(|file| format!("{prefix}{file}"));
+    files.filter(|file| there.contains(file)).collect()
+}
+
+/// The components' weights: whole, or the shards that the (already downloaded) index in `model` names.
+pub fn weight_files(model: &Folder, there: &BTreeSet<String>, components: &[Component]) -> Result<Vec<String>> {
     let mut files = Vec::new();
-    for component in Component::ALL {
+    for &component in components {
         let [whole, index] = weight_names(component);
         if there.contains(&whole) || !there.contains(&index) {
             files.push(whole);
@@ -50,9 +53,10 @@ pub fn weight_files(model: &Folder, there: &BTreeSet<String>) -> Result<Vec<Stri
 }
 
 /// A file that the model folder lacks, if it lacks one.
-pub fn missing_from(model: &Folder) -> Option<String> {
-    if !model.has(MODEL_INDEX) {
-        return Some(MODEL_INDEX.to_string());
+pub fn missing_from(model: &Folder, components: &[Component]) -> Option<String> {
+    let small = [MODEL_INDEX, "scheduler/scheduler_config.json"];
+    if let Some(file) = small.iter().find(|file| !model.has(file)) {
+        return Some(file.to_string());
     }
     for component in Component::ALL {
         let folder = model.sub(component.folder());
@@ -60,7 +64,7 @@ pub fn missing_from(model: &Folder) -> Option<String> {
         if !folder.has("config.json") {
             return Some(format!("{}/config.json", component.folder()));
         }
-        if model.has(&whole) {
+        if !components.contains(&component) || model.has(&whole) {
             continue;
         }
         if !model.has(&index) {
@@ -113,7 +117,7 @@ mod tests {
             "transformer/diffusion_pytorch_model-00001-of-00003.safetensors",
         ];
         let there: BTreeSet<String> = there.iter().map(|file| file.to_string()).collect();
-        let mut small = small_files(&there);
+        let mut small = small_files(&there, &Component::ALL);
         small.sort();
         assert_eq!(
             small,

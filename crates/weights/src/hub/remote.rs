@@ -1,54 +1,42 @@
 //! The conversation with the hub about one model.
 
-use std::{
-    collections::BTreeSet,
-    fs::{self, File, OpenOptions},
-    future::Future,
-    io::{Seek, SeekFrom, Write},
-    ops::ControlFlow,
-    time::Duration,
-};
+use std::{collections::BTreeSet, future::Future, time::Duration};
 
 use futures_util::{StreamExt, pin_mut};
 use hf_hub::{
     HFClient, HFError,
     repository::{HFRepository, RepoTreeEntry, RepoTypeModel},
 };
-use reqwest::{Client, header::HeaderMap, redirect::Policy};
-use tokio::{
-    runtime::Runtime,
-    time::{sleep, timeout},
-};
+use reqwest::{Client, RequestBuilder, Response, header::HeaderMap, redirect::Policy};
+use tokio::{runtime::Runtime, time::timeout};
 
-use super::{HubError, HubId, HubOptions, Progress, cache::Cache};
+use super::{DownloadProgress, HubError, HubId, HubOptions, cache::Cache};
 use crate::{Folder, Result};
 
 /// A question that has no answer by then will not get one.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// A transfer that brought nothing for so long is dropped and begun anew from where it was.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// Attempts in a row that bring nothing before a transfer is given up.
-const ATTEMPTS: u32 = 4;
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// How often a repository may have been renamed.
+const MOVES: usize = 5;
 
 /// One model on the hub, at the commit that its revision stands for now.
 pub struct Remote<'a> {
     pub commit: String,
     options: &'a HubOptions,
-    id: &'a HubId,
-    cache: &'a Cache,
-    progress: &'a mut dyn Progress,
-    repo: HFRepository<RepoTypeModel>,
+    pub(super) id: &'a HubId,
+    pub(super) cache: &'a Cache,
+    pub(super) progress: &'a mut dyn DownloadProgress,
+    pub(super) repo: HFRepository<RepoTypeModel>,
     /// For questions about a file: it stays on the hub when the hub would send it on to where the contents are.
     heads: Client,
-    runtime: Runtime,
+    pub(super) runtime: Runtime,
 }
 
 /// What the hub says about a file.
-struct About {
-    file: String,
+pub(super) struct About {
+    pub file: String,
     /// Names the contents; the name of the blob in the cache.
-    etag: String,
-    bytes: u64,
+    pub etag: String,
+    pub bytes: u64,
 }
 
 impl<'a> Remote<'a> {
@@ -57,14 +45,14 @@ impl<'a> Remote<'a> {
         options: &'a HubOptions,
         id: &'a HubId,
         cache: &'a Cache,
-        progress: &'a mut dyn Progress,
+        progress: &'a mut dyn DownloadProgress,
         work: impl FnOnce(&mut Self) -> Result<()> + Send,
     ) -> Result<Folder> {
         let all = move || {
             let mut remote = Self::connect(options, id, cache, progress)?;
             work(&mut remote)?;
             cache.set_revision(&remote.commit)?;
-            Ok(cache.folder(&remote.commit))
+            Ok(remote.folder())
         };
         // On a thread of its own, because a caller may be inside of an async runtime, where no other one may run.
         std::thread::scope(|scope| {
@@ -73,12 +61,13 @@ impl<'a> Remote<'a> {
         })
     }
 
-    fn connect(options: &'a HubOptions, id: &'a HubId, cache: &'a Cache, progress: &'a mut dyn Progress) -> Result<Self> {
-        let other = |reason: String| HubError::Other {
-            id: id.to_string(),
-            endpoint: options.endpoint.clone(),
-            reason,
-        };
+    fn connect(
+        options: &'a HubOptions,
+        id: &'a HubId,
+        cache: &'a Cache,
+        progress: &'a mut dyn DownloadProgress,
+    ) -> Result<Self> {
+        let other = |reason: String| HubError::Other { id: id.to_string(), endpoint: options.endpoint.clone(), reason };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -92,12 +81,8 @@ impl<'a> Remote<'a> {
             .retry_max_attempts(2)
             .build()
             .map_err(|e| other(e.to_string()))?;
-        let on_same_host = Policy::custom(|attempt| {
-            let same = attempt.previous().last().is_some_and(|last| last.host_str() == attempt.url().host_str());
-            if same && attempt.previous().len() < 10 { attempt.follow() } else { attempt.stop() }
-        });
         let heads = Client::builder()
-            .redirect(on_same_host)
+            .redirect(Policy::none())
             .timeout(ANSWER_WITHIN)
             .user_agent(concat!("retouch/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -109,6 +94,11 @@ impl<'a> Remote<'a> {
         let commit = info.sha.filter(|sha| !sha.is_empty() && sha.bytes().all(|b| b.is_ascii_alphanumeric()));
         remote.commit = commit.ok_or_else(|| other("it names no commit".to_string()))?;
         Ok(remote)
+    }
+
+    /// The snapshot, as far as it is downloaded.
+    pub fn folder(&self) -> Folder {
+        self.cache.folder(&self.commit)
     }
 
     /// The paths of all files.
@@ -152,11 +142,7 @@ impl<'a> Remote<'a> {
     /// where neither is known.
     fn about(&self, file: &str) -> std::result::Result<About, HubError> {
         let url = format!("{}/{}/resolve/{}/{file}", self.options.endpoint, self.id, self.commit);
-        let mut question = self.heads.head(url);
-        if let Some(token) = &self.options.token {
-            question = question.bearer_auth(token);
-        }
-        let answer = self.runtime.block_on(question.send()).map_err(|e| self.unreachable(&e))?;
+        let answer = self.runtime.block_on(self.head(&url)).map_err(|e| self.unreachable(&e))?;
         let status = answer.status();
         if !status.is_success() && !status.is_redirection() {
             let text = |name: &str| header(answer.headers(), name);
@@ -164,7 +150,8 @@ impl<'a> Remote<'a> {
             return Err(self.refused(status.as_u16(), code.as_deref(), message.as_deref(), Some(file)));
         }
         let first = |names: [&str; 2]| names.iter().find_map(|name| header(answer.headers(), name));
-        let etag = first(["x-linked-etag", "etag"]).map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_string());
+        let etag =
+            first(["x-linked-etag", "etag"]).map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_string());
         let bytes = first(["x-linked-size", "content-length"]).and_then(|bytes| bytes.parse().ok());
         match (etag, bytes) {
             // It becomes a file's name.
@@ -175,125 +162,34 @@ impl<'a> Remote<'a> {
         }
     }
 
-    /// Brings one file into the cache's blobs, and from there into the snapshot.
-    fn bring(&mut self, about: &About) -> Result<()> {
-        let blob = self.cache.blob(&about.etag);
-        let lock = self.cache.lock(&about.etag);
-        let io = |path: &std::path::Path| {
-            let file = path.display().to_string();
-            move |source| HubError::Io { file, source }
-        };
-        for folder in [blob.parent(), lock.parent()].into_iter().flatten() {
-            fs::create_dir_all(folder).map_err(io(folder))?;
+    /// The answer that knows of the contents: the hub's own, before it sends on to where they are. Only from a
+    /// repository's old name to its new one, on the hub itself, it is followed.
+    async fn head(&self, url: &str) -> reqwest::Result<Response> {
+        let mut url = url.to_string();
+        for _ in 0..MOVES {
+            let answer = self.question(&url).send().await?;
+            let moved = answer.status().is_redirection() && !answer.headers().contains_key("x-linked-etag");
+            let target = header(answer.headers(), "location").and_then(|place| answer.url().join(&place).ok());
+            match target {
+                Some(target) if moved && target.host_str() == answer.url().host_str() => url = target.to_string(),
+                _ => return Ok(answer),
+            }
         }
-        // Another process may be at the same file: wait, and find it done.
-        let lock_file = File::create(&lock).map_err(io(&lock))?;
-        lock_file.lock().map_err(io(&lock))?;
-        if !blob.is_file() {
-            let incomplete = self.cache.incomplete(&about.etag);
-            let mut out = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&incomplete)
-                .map_err(io(&incomplete))?;
-            self.transfer(about, &mut out, &incomplete.display().to_string())?;
-            drop(out);
-            fs::rename(&incomplete, &blob).map_err(io(&blob))?;
-        }
-        Ok(self.cache.add_to_snapshot(&self.commit, &about.file, &about.etag)?)
+        self.question(&url).send().await
     }
 
-    /// Completes `out`, which may hold the file's beginning.
-    fn transfer(&mut self, about: &About, out: &mut File, name: &str) -> std::result::Result<(), HubError> {
-        let io = |source| HubError::Io { file: name.to_string(), source };
-        let mut done = out.metadata().map_err(io)?.len();
-        let mut failures = 0;
-        loop {
-            if done > about.bytes {
-                // Not what it should be: begin anew.
-                out.set_len(0).map_err(io)?;
-                done = 0;
-            }
-            out.seek(SeekFrom::Start(done)).map_err(io)?;
-            self.report(about, done)?;
-            if done == about.bytes {
-                return out.sync_all().map_err(io);
-            }
-            let before = done;
-            let reason = match self.pull(about, out, name, &mut done) {
-                Ok(()) if done >= about.bytes => continue,
-                Ok(()) => "the connection ended".to_string(),
-                Err(Pull::Failed(reason)) => reason,
-                Err(Pull::Final(error)) => return Err(error),
-            };
-            failures = if done > before { 1 } else { failures + 1 };
-            if failures >= ATTEMPTS {
-                return Err(HubError::Interrupted {
-                    id: self.id.to_string(),
-                    file: about.file.clone(),
-                    done,
-                    total: about.bytes,
-                    reason,
-                });
-            }
-            tracing::debug!("{}: {reason} at byte {done}; trying again", about.file);
-            self.runtime.block_on(sleep(Duration::from_millis(250 << failures)));
+    fn question(&self, url: &str) -> RequestBuilder {
+        let question = self.heads.head(url);
+        match &self.options.token {
+            Some(token) => question.bearer_auth(token),
+            None => question,
         }
     }
 
-    /// One request for all that is missing of the file.
-    fn pull(&mut self, about: &About, out: &mut File, name: &str, done: &mut u64) -> std::result::Result<(), Pull> {
-        let missing = about.bytes - *done;
-        let range = (*done > 0).then_some(*done..about.bytes);
-        let request = self
-            .repo
-            .download_file_stream()
-            .filename(about.file.clone())
-            .revision(self.commit.clone())
-            .maybe_range(range)
-            .send();
-        let (_, mut stream) = match self.runtime.block_on(timeout(ANSWER_WITHIN, request)) {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => {
-                return Err(match self.explain(error, Some(&about.file)) {
-                    HubError::Unreachable { reason, .. } | HubError::Other { reason, .. } => Pull::Failed(reason),
-                    refused => Pull::Final(refused),
-                });
-            }
-            Err(_) => return Err(Pull::Failed("no answer".to_string())),
-        };
-        let mut received = 0;
-        loop {
-            let chunk = match self.runtime.block_on(async { timeout(STALLED_AFTER, stream.next()).await }) {
-                Ok(None) => return Ok(()),
-                Ok(Some(Ok(chunk))) => chunk,
-                Ok(Some(Err(error))) => return Err(Pull::Failed(short(&error))),
-                Err(_) => return Err(Pull::Failed("the connection stalled".to_string())),
-            };
-            received += chunk.len() as u64;
-            if received > missing {
-                // A server without ranges sends the file from its beginning: what was written is wrong.
-                *done = 0;
-                let emptied = out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0)));
-                emptied.map_err(|source| Pull::Final(HubError::Io { file: name.to_string(), source }))?;
-                return Err(Pull::Failed("the server sent more than was asked for".to_string()));
-            }
-            let written = out.write_all(&chunk);
-            written.map_err(|source| Pull::Final(HubError::Io { file: name.to_string(), source }))?;
-            *done += chunk.len() as u64;
-            self.report(about, *done).map_err(Pull::Final)?;
-        }
-    }
-
-    fn report(&mut self, about: &About, done: u64) -> std::result::Result<(), HubError> {
-        match self.progress.on(&about.file, done, about.bytes) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(HubError::Cancelled { id: self.id.to_string() }),
-        }
-    }
-
-    fn ask<T>(&self, question: impl Future<Output = std::result::Result<T, HFError>>) -> std::result::Result<T, HubError> {
+    fn ask<T>(
+        &self,
+        question: impl Future<Output = std::result::Result<T, HFError>>,
+    ) -> std::result::Result<T, HubError> {
         match self.runtime.block_on(async { timeout(ANSWER_WITHIN, question).await }) {
             Ok(answer) => answer.map_err(|error| self.explain(error, None)),
             Err(_) => Err(self.unreachable_because("no answer".to_string())),
@@ -301,7 +197,7 @@ impl<'a> Remote<'a> {
     }
 
     /// From hf-hub's error to ours; `file` where one was asked for.
-    fn explain(&self, error: HFError, file: Option<&str>) -> HubError {
+    pub(super) fn explain(&self, error: HFError, file: Option<&str>) -> HubError {
         let context = match &error {
             HFError::Http { context }
             | HFError::AuthRequired { context }
@@ -366,19 +262,12 @@ impl<'a> Remote<'a> {
     }
 }
 
-/// How a request for contents ended badly.
-enum Pull {
-    /// It is worth another attempt.
-    Failed(String),
-    Final(HubError),
-}
-
 fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_string)
 }
 
 /// The innermost cause: the outer ones repeat the address.
-fn short(error: &dyn std::error::Error) -> String {
+pub(super) fn short(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

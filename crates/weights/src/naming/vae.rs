@@ -28,7 +28,9 @@ impl Naming for Bfl {
                 };
                 resnet(&format!("{side}.mid.block_{number}"), rest)
             }
-            [side, "mid_block", "attentions", "0", "group_norm", leaf] => Some(format!("{side}.mid.attn_1.norm.{leaf}")),
+            [side, "mid_block", "attentions", "0", "group_norm", leaf] => {
+                Some(format!("{side}.mid.attn_1.norm.{leaf}"))
+            }
             [side, "mid_block", "attentions", "0", matrix @ .., leaf] => {
                 let matrix = match matrix {
                     ["to_q"] => "q",
@@ -72,10 +74,7 @@ mod tests {
     fn the_decoders_levels_are_numbered_in_reverse() {
         let bfl = Bfl { levels: 4 };
         let same = |name: &str| Recipe::Same(name.into());
-        assert_eq!(
-            bfl.recipe("decoder.up_blocks.0.resnets.2.conv1.weight"),
-            same("decoder.up.3.block.2.conv1.weight")
-        );
+        assert_eq!(bfl.recipe("decoder.up_blocks.0.resnets.2.conv1.weight"), same("decoder.up.3.block.2.conv1.weight"));
         assert_eq!(
             bfl.recipe("decoder.up_blocks.3.resnets.0.conv_shortcut.bias"),
             same("decoder.up.0.block.0.nin_shortcut.bias")

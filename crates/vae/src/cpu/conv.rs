@@ -1,0 +1,243 @@
+//! Convolutions as matrix products, a tile of the output at a time.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use crate::conv::Window;
+
+/// `x` `[b, in, h, w]`, `weight` `[out, in, k, k]`, `bias` `[out]`, all f32 on the CPU; returns `[b, out, ...]` of the
+/// size that `window` makes, plus `residual` of that same shape.
+pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Tensor>, window: Window) -> Result<Tensor> {
+    let residual = residual.map(Tensor::contiguous).transpose()?;
+    x.contiguous()?.apply_op3_no_bwd(weight, bias, &Conv2d { residual, window })
+}
+
+struct Conv2d {
+    residual: Option<Tensor>,
+    window: Window,
+}
+
+impl CustomOp3 for Conv2d {
+    fn name(&self) -> &'static str {
+        "vae-conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, input, height, width) = x_layout.shape().dims4()?;
+        let output = weight_layout.shape().dims4()?.0;
+        let problem = Problem { window: self.window, input, output, height, width };
+        let shape = Shape::from((batch, output, problem.out_height(), problem.out_width()));
+        let (x, weight, bias) = (floats(x, x_layout)?, floats(weight, weight_layout)?, floats(bias, bias_layout)?);
+        if weight.len() != output * problem.depth() || bias.len() != output {
+            bail!("a convolution of {input} channels with weights {:?}", weight_layout.shape())
+        }
+        let result = match &self.residual {
+            None => problem.run(x, weight, bias, None),
+            Some(residual) => {
+                if residual.shape() != &shape {
+                    bail!("a residual of {:?} for a convolution's {shape:?}", residual.shape())
+                }
+                let (storage, layout) = residual.storage_and_layout();
+                let Storage::Cpu(storage) = &*storage else { bail!("a residual on another device") };
+                problem.run(x, weight, bias, Some(floats(storage, layout)?))
+            }
+        };
+        Ok((CpuStorage::F32(result), shape))
+    }
+}
+
+/// The elements of a contiguous f32 tensor.
+pub fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("the CPU's convolution and normalisation take contiguous tensors"),
+    }
+}
+
+/// Most elements of the matrix that a tile's pixels are gathered into: 8 MiB for each thread.
+const MAX_GATHERED: usize = 1 << 21;
+
+/// Most pixels of a tile: more do not make the product faster.
+const MAX_TILE: usize = 1024;
+
+/// Fewest: less gives the product too little to do.
+const MIN_TILE: usize = 64;
+
+/// One convolution of images of one size; `height` and `width` are the input's.
+struct Problem {
+    window: Window,
+    input: usize,
+    output: usize,
+    height: usize,
+    width: usize,
+}
+
+/// A run of the output's pixels in reading order that does not go over the end of a row, or is made of whole rows.
+#[derive(Clone, Copy)]
+struct Tile {
+    image: usize,
+    first_row: usize,
+    rows: usize,
+    first_column: usize,
+    columns: usize,
+}
+
+impl Problem {
+    fn out_height(&self) -> usize {
+        self.window.out_size(self.height)
+    }
+
+    fn out_width(&self) -> usize {
+        self.window.out_size(self.width)
+    }
+
+    /// Input values that make one output value.
+    fn depth(&self) -> usize {
+        self.input * self.window.kernel() * self.window.kernel()
+    }
+
+    fn tiles(&self, batch: usize) -> Vec<Tile> {
+        let (height, width) = (self.out_height(), self.out_width());
+        // Few enough pixels for the workspace, and enough tiles for the threads.
+        let share = (batch * height * width).div_ceil(4 * rayon::current_num_threads());
+        let pixels = (MAX_GATHERED / self.depth()).min(MAX_TILE).min(share).max(MIN_TILE);
+        let rows = (pixels / width).clamp(1, height);
+        let columns = width.div_ceil(width.div_ceil(pixels));
+        let mut tiles = Vec::new();
+        for image in 0..batch {
+            for first_row in (0..height).step_by(rows) {
+                for first_column in (0..width).step_by(columns) {
+                    let (rows, columns) = (rows.min(height - first_row), columns.min(width - first_column));
+                    tiles.push(Tile { image, first_row, rows, first_column, columns });
+                }
+            }
+        }
+        tiles
+    }
+
+    fn run(&self, x: &[f32], weight: &[f32], bias: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
+        let plane = self.out_height() * self.out_width();
+        let batch = x.len() / (self.input * self.height * self.width);
+        let mut y = vec![0f32; batch * self.output * plane];
+        let destination = Destination(y.as_mut_ptr());
+        self.tiles(batch).into_par_iter().for_each_init(Vec::new, |gathered, tile| {
+            let pixels = tile.rows * tile.columns;
+            let start = tile.image * self.output * plane + tile.first_row * self.out_width() + tile.first_column;
+            for (channel, &bias) in bias.iter().enumerate() {
+                let start = start + channel * plane;
+                // SAFETY: within `y`, whose element `start` is this channel's first pixel of the tile; the tile's pixels
+                // are consecutive there, and no other tile has any of them.
+                let y = unsafe { std::slice::from_raw_parts_mut(destination.at(start), pixels) };
+                match residual {
+                    None => y.fill(bias),
+                    Some(residual) => {
+                        y.iter_mut().zip(&residual[start..]).for_each(|(y, residual)| *y = residual + bias);
+                    }
+                }
+            }
+            let image =
+                &x[tile.image * self.input * self.height * self.width..][..self.input * self.height * self.width];
+            let (source, stride) = match self.window {
+                Window::Point => (&image[tile.first_row * self.width + tile.first_column..], plane),
+                _ => {
+                    self.gather(image, tile, gathered);
+                    (gathered.as_slice(), pixels)
+                }
+            };
+            let depth = self.depth();
+            assert!(source.len() >= (depth - 1) * stride + pixels);
+            // y += weight * source. SAFETY: `weight` is [output, depth] in rows, checked by the caller; `source` is
+            // [depth, pixels] in rows of `stride`, checked above; `y` as above, in rows of `plane`.
+            unsafe {
+                gemm::gemm(
+                    self.output,
+                    pixels,
+                    depth,
+                    destination.at(start),
+                    1,
+                    plane as isize,
+                    true,
+                    weight.as_ptr(),
+                    1,
+                    depth as isize,
+                    source.as_ptr(),
+                    1,
+                    stride as isize,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    Parallelism::None,
+                );
+            }
+        });
+        y
+    }
+
+    /// Writes `[input * 3 * 3, pixels of the tile]` to `gathered`: for each weight, the pixel that it meets.
+    fn gather(&self, image: &[f32], tile: Tile, gathered: &mut Vec<f32>) {
+        let kernel = self.window.kernel();
+        gathered.resize(self.depth() * tile.rows * tile.columns, 0.0);
+        let mut lines = gathered.chunks_exact_mut(tile.columns);
+        for channel in image.chunks_exact(self.height * self.width) {
+            for (dy, dx) in (0..kernel * kernel).map(|tap| (tap / kernel, tap % kernel)) {
+                for (row, line) in (tile.first_row..tile.first_row + tile.rows).zip(&mut lines) {
+                    match self.window.source(row, dy, self.height) {
+                        Some(row) => {
+                            let source = &channel[row * self.width..][..self.width];
+                            gather_line(self.window, source, tile.first_column, dx, line);
+                        }
+                        None => line.fill(0.0),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The output, which the tiles' threads write to in turn, each to its own pixels of every channel.
+struct Destination(*mut f32);
+
+// SAFETY: only `Problem::run` uses it, and says there why no two threads write to the same element.
+unsafe impl Sync for Destination {}
+
+impl Destination {
+    /// # Safety
+    /// `index` is within the output.
+    unsafe fn at(&self, index: usize) -> *mut f32 {
+        // SAFETY: by the caller.
+        unsafe { self.0.add(index) }
+    }
+}
+
+/// Writes to `line` what weight column `tap` meets of the row `source`, for the output's columns from `first` on.
+fn gather_line(window: Window, source: &[f32], first: usize, tap: usize, line: &mut [f32]) {
+    let meets = |column: usize| window.source(first + column, tap, source.len());
+    // Padding is one column wide, on either side.
+    let Some(last) = line.len().checked_sub(1) else { return };
+    let start = usize::from(meets(0).is_none());
+    let end = if meets(last).is_none() { last } else { last + 1 };
+    line[..start].fill(0.0);
+    line[end.max(start)..].fill(0.0);
+    let Some(from) = (start < end).then(|| meets(start)).flatten() else { return };
+    let line = &mut line[start..end];
+    match window {
+        Window::Point | Window::Same => line.copy_from_slice(&source[from..from + line.len()]),
+        Window::Halving => line.iter_mut().zip(source[from..].iter().step_by(2)).for_each(|(to, from)| *to = *from),
+        Window::Doubling => {
+            // The first one may be the second of a repeated pair.
+            let odd = (first + start + tap - 1) % 2;
+            line.iter_mut().enumerate().for_each(|(i, to)| *to = source[from + (i + odd) / 2]);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The same model in different files gives the same parameters.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use retouch_weights::{
+    ClipShape, Component, Description, FluxShape, Folder, Kind, ModelFile, Store, T5Shape, VaeShape, Weights,
+    WeightsError, describe, detect,
+};
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(path)
+}
+
+fn in_folder(component: Component) -> Weights {
+    component.in_folder(&Folder::on_disk(fixture("tiny-kontext")), DType::F32, &Device::Cpu).unwrap()
+}
+
+fn in_file(component: Component, path: &str) -> Weights {
+    component.in_file(&fixture(path), DType::F32, &Device::Cpu).unwrap()
+}
+
+fn store(path: &str) -> Store {
+    Store::open(vec![ModelFile::open(fixture(path)).unwrap()]).unwrap()
+}
+
+/// The largest difference between the parameters `names` of both.
+fn distance<'a>(a: &Weights, b: &Weights, names: impl Iterator<Item = &'a str>) -> f32 {
+    let mut largest = 0_f32;
+    let mut compared = 0;
+    for name in names {
+        let shape = a.shape(name).unwrap_or_else(|| panic!("{name} is missing"));
+        let (a, b): (Tensor, Tensor) = (a.get(shape.clone(), name).unwrap(), b.get(shape, name).unwrap());
+        let difference = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        largest = largest.max(difference);
+        compared += 1;
+    }
+    assert!(compared > 20, "only {compared} parameters were compared");
+    largest
+}
+
+#[test]
+fn a_bfl_transformer_equals_the_folders() {
+    let (bfl, folder) = (
+        in_file(Component::Transformer, "tiny-kontext/flux1-kontext-dev.safetensors"),
+        in_folder(Component::Transformer),
+    );
+    // The code's names are BFL's.
+    let names: Vec<String> = bfl.store().names().map(str::to_string).collect();
+    assert_eq!(distance(&bfl, &folder, names.iter().map(String::as_str)), 0.0);
+    assert_eq!(FluxShape::of(&bfl).unwrap(), FluxShape::of(&folder).unwrap());
+}
+
+#[test]
+fn a_bfl_vae_equals_the_folders() {
+    let (bfl, folder) = (in_file(Component::Vae, "tiny-kontext/ae.safetensors"), in_folder(Component::Vae));
+    // The code's names are diffusers'.
+    let names: Vec<String> = folder.store().names().map(str::to_string).collect();
+    assert_eq!(distance(&folder, &bfl, names.iter().map(String::as_str)), 0.0);
+    assert_eq!(VaeShape::of(&bfl).unwrap(), VaeShape::of(&folder).unwrap());
+}
+
+#[test]
+fn comfyui_text_encoders_equal_the_folders() {
+    for (component, file) in
+        [(Component::Clip, "comfy/clip_l.safetensors"), (Component::T5, "comfy/t5xxl_fp16.safetensors")]
+    {
+        let (comfy, folder) = (in_file(component, file), in_folder(component));
+        let names: Vec<String> = folder.store().names().map(str::to_string).collect();
+        // f16 there, bf16 here: only the smallest values differ.
+        let distance = distance(&folder, &comfy, names.iter().map(String::as_str));
+        assert!(distance < 1e-6, "{file}: {distance}");
+    }
+}
+
+#[test]
+fn sizes_are_read_off_shapes() {
+    let flux = FluxShape::of(&in_folder(Component::Transformer)).unwrap();
+    assert_eq!((flux.hidden, flux.head_dim, flux.double_blocks, flux.single_blocks), (128, 32, 2, 3));
+    assert_eq!((flux.in_channels, flux.out_channels, flux.joint_dim, flux.pooled_dim), (64, 64, 32, 32));
+    assert!(flux.guidance);
+    assert_eq!((flux.mlp_ratio, flux.time_dim), (4.0, 256));
+    let vae = VaeShape::of(&in_folder(Component::Vae)).unwrap();
+    assert_eq!((vae.channels.as_slice(), vae.layers_per_block), ([8, 16, 16, 16].as_slice(), 2));
+    assert_eq!((vae.latent_channels, vae.image_channels), (16, 3));
+    let clip = ClipShape::of(&in_folder(Component::Clip)).unwrap();
+    assert_eq!((clip.layers, clip.hidden, clip.intermediate, clip.positions), (3, 32, 64, 77));
+    let t5 = T5Shape::of(&in_folder(Component::T5)).unwrap();
+    assert_eq!((t5.layers, t5.d_model, t5.d_kv, t5.heads, t5.d_ff, t5.buckets), (3, 32, 8, 4, 64, 32));
+}
+
+#[test]
+fn kinds_are_told_whatever_the_file_is_called() {
+    let kind = |path: &str| detect(&store(path)).first().and_then(Kind::component);
+    assert_eq!(kind("tiny-kontext/flux1-kontext-dev.safetensors"), Some(Component::Transformer));
+    assert_eq!(kind("tiny-kontext/ae.safetensors"), Some(Component::Vae));
+    assert_eq!(kind("comfy/clip_l.safetensors"), Some(Component::Clip));
+    assert_eq!(kind("comfy/t5xxl_fp16.safetensors"), Some(Component::T5));
+}
+
+#[test]
+fn a_file_for_another_option_is_named_as_what_it_is() {
+    let refused =
+        Component::Vae.in_file(&fixture("tiny-kontext/flux1-kontext-dev.safetensors"), DType::F32, &Device::Cpu);
+    let Err(error @ WeightsError::WrongKind { .. }) = refused.map(|_| ()) else { panic!("not refused") };
+    let message = error.to_string();
+    assert!(
+        message
+            .ends_with("flux1-kontext-dev.safetensors holds a FLUX transformer, not a VAE; pass it as --transformer"),
+        "{message}"
+    );
+}
+
+/// A file with all four components, each behind a prefix, as all-in-one checkpoints have them.
+#[test]
+fn an_all_in_one_file_gives_each_component() {
+    let parts = [
+        (Component::Transformer, "tiny-kontext/flux1-kontext-dev.safetensors", "model.diffusion_model."),
+        (Component::Vae, "tiny-kontext/ae.safetensors", "first_stage_model."),
+        (Component::Clip, "comfy/clip_l.safetensors", "text_encoders.clip_l.transformer."),
+        (Component::T5, "comfy/t5xxl_fp16.safetensors", "text_encoders.t5xxl.transformer."),
+    ];
+    let mut tensors = std::collections::HashMap::new();
+    for (_, path, prefix) in parts {
+        for (name, tensor) in candle_core::safetensors::load(fixture(path), &Device::Cpu).unwrap() {
+            tensors.insert(format!("{prefix}{name}"), tensor);
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whatever.bin");
+    candle_core::safetensors::save(&tensors, &whole).unwrap();
+    for (component, path, _) in parts {
+        let (alone, inside) = (in_file(component, path), component.in_file(&whole, DType::F32, &Device::Cpu).unwrap());
+        let names: Vec<String> = match component {
+            Component::Vae => in_folder(component).store().names().map(str::to_string).collect(),
+            _ => alone.store().names().map(str::to_string).collect(),
+        };
+        assert_eq!(distance(&alone, &inside, names.iter().map(String::as_str)), 0.0, "{component}");
+    }
+}
+
+/// transformers 5 saves CLIP without `text_model.`; some T5 files have only the encoder's own name of the embedding.
+#[test]
+fn other_names_of_the_text_encoders_are_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let renamed = |path: &str, from: &str, to: &str| {
+        let tensors = candle_core::safetensors::load(fixture(path), &Device::Cpu).unwrap();
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name.replacen(from, to, 1), tensor)).collect();
+        let file = folder.path().join("renamed");
+        candle_core::safetensors::save(&tensors, &file).unwrap();
+        file
+    };
+    for (component, path, from, to) in [
+        (Component::Clip, "comfy/clip_l.safetensors", "text_model.", ""),
+        (Component::T5, "comfy/t5xxl_fp16.safetensors", "shared.weight", "encoder.embed_tokens.weight"),
+    ] {
+        let file = renamed(path, from, to);
+        let (alone, other) = (in_file(component, path), component.in_file(&file, DType::F32, &Device::Cpu).unwrap());
+        let names: Vec<String> = alone.store().names().map(str::to_string).collect();
+        assert_eq!(distance(&alone, &other, names.iter().map(String::as_str)), 0.0, "{component}");
+    }
+}
+
+#[test]
+fn files_and_folders_are_described() {
+    let Description::Model(model) = describe(&fixture("tiny-kontext")).unwrap() else { panic!("not a model") };
+    assert_eq!(model.components.len(), 4);
+    let (_, transformer) = &model.components[0];
+    assert_eq!(transformer.kind, "FLUX transformer");
+    assert_eq!(transformer.bytes, 2 * transformer.parameters);
+    assert_eq!(transformer.dtypes.keys().collect::<Vec<_>>(), ["BF16"]);
+
+    let Description::Safetensors(file) = describe(&fixture("comfy/clip_l.safetensors")).unwrap() else {
+        panic!("not a safetensors file")
+    };
+    assert_eq!((file.kind.as_str(), file.tensors), ("CLIP text encoder", 52));
+    assert_eq!(file.metadata.get("format").map(String::as_str), Some("pt"));
+}
+
+#[test]
+fn a_gguf_file_is_described_but_not_taken() {
+    use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flux.gguf");
+    let tensor = Tensor::ones((4, 32), DType::F32, &Device::Cpu).unwrap();
+    let tensor = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();
+    let architecture = gguf_file::Value::String("flux".into());
+    let mut out = std::fs::File::create(&path).unwrap();
+    gguf_file::write(&mut out, &[("general.architecture", &architecture)], &[("img_in.weight", &tensor)]).unwrap();
+    drop(out);
+    let Description::Gguf(file) = describe(&path).unwrap() else { panic!("not a GGUF file") };
+    assert_eq!((file.kind.as_str(), file.tensors, file.parameters, file.bytes), ("flux", 1, 128, 4 * 34));
+
+    let refused = Component::Transformer.in_file(&path, DType::F32, &Device::Cpu).map(|_| ()).unwrap_err();
+    assert!(refused.to_string().contains("GGUF"), "{refused}");
+
+    let whole = std::fs::read(&path).unwrap();
+    for length in [4, 12, 30, 60] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        assert!(describe(&path).is_err(), "{length}");
+    }
+}

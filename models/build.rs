@@ -1,0 +1,35 @@
+//! Lists the files of `nano-kontext/` for the crate to embed.
+
+use std::{
+    env, fs,
+    io::Result,
+    path::{Path, PathBuf},
+};
+
+const MODEL: &str = "nano-kontext";
+
+fn main() -> Result<()> {
+    println!("cargo:rerun-if-changed={MODEL}");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join(MODEL);
+    let mut files = Vec::new();
+    list(&root, String::new(), &mut files)?;
+    files.sort();
+    let entries: String =
+        files.iter().map(|(name, path)| format!("    ({name:?}, include_bytes!({path:?}).as_slice()),\n")).collect();
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    fs::write(out.join("nano_kontext.rs"), format!("&[\n{entries}]\n"))
+}
+
+/// All files below `folder` but the model card, as (path with slashes inside of the model, path on disk).
+fn list(folder: &Path, prefix: String, files: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() {
+            list(&entry.path(), format!("{prefix}{name}/"), files)?;
+        } else if !name.ends_with(".md") && !name.starts_with('.') {
+            files.push((format!("{prefix}{name}"), entry.path()));
+        }
+    }
+    Ok(())
+}
