@@ -284,3 +284,19 @@ fn an_interrupted_edit_stops_at_once_and_leaves_nothing() {
     assert_eq!(place.names(), ["photo.png"]);
     assert_eq!(place.pixels("photo.png"), photo());
 }
+
+#[test]
+fn models_and_weight_files_are_described() {
+    let place = Place::new();
+    let tiny = fixtures().join("tiny-kontext");
+    let model = place.run(&["info", tiny.to_str().unwrap()]);
+    assert!(model.lines()[0].contains("FLUX.1 Kontext"), "{}", model.text());
+    assert_eq!(model.lines().len(), 6);
+    let file = tiny.join("flux1-kontext-dev.safetensors").display().to_string();
+    assert!(place.run(&["info", &file]).lines()[0].ends_with("FLUX transformer in safetensors"));
+    let json = place.run(&["info", &file, "--json"]);
+    let described: Value = serde_json::from_str(json.lines()[0]).unwrap();
+    assert!(described["parameters"].as_u64().unwrap() > 500_000, "{described}");
+    assert!(place.run(&["info", "nano-kontext"]).lines()[0].starts_with("nano-kontext: "));
+    assert!(place.run(&["info", "photo.png"]).lines()[0].contains("without parameters"));
+}

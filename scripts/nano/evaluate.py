@@ -6,7 +6,9 @@ Writes REPORT.md and REPORT.json: per edit kind the number of cases, success in 
 (median and 5th percentile). The measures are described in scoring.py. Everything is fixed by --seed.
 """
 import argparse
+import concurrent.futures
 import json
+import multiprocessing
 import os
 import subprocess
 import tempfile
@@ -102,18 +104,39 @@ def chunks(items):
 
 
 def table(rows):
-    kinds = list(dict.fromkeys(r["kind"] for r in rows))
+    kinds = [k for k in scenes.OPS + ["photo " + o for o in scenes.GLOBAL_OPS] if any(r["kind"] == k for r in rows)]
     lines = ["| edit | n | success | untouched PSNR, median | 5th percentile | share at 28 dB or more |", "|---|---|---|---|---|---|"]
     result = {}
-    for k in kinds + ["all photo edits", "all"]:
+    for k in kinds + (["all photo edits"] if any(k.startswith("photo") for k in kinds) else []) + ["all"]:
         own = [r for r in rows if r["kind"] == k or k == "all" or (k == "all photo edits" and r["kind"].startswith("photo"))]
         p = [r["untouched"] for r in own if r["untouched"] is not None]
         v = result[k] = dict(n=len(own), success=100 * float(np.mean([r["ok"] for r in own])) if own else 0.0,
                              median=float(np.median(p)) if p else None, p5=float(np.percentile(p, 5)) if p else None,
                              share28=100 * float(np.mean([x >= 28 for x in p])) if p else None)
         db = lambda x: "" if x is None else f"{x:.1f} dB"
-        lines.append(f"| {k} | {v['n']} | {v['success']:.1f}% | {db(v['median'])} | {db(v['p5'])} | {'' if not p else f"{v['share28']:.0f}%"} |")
+        share = f"{v['share28']:.0f}%" if p else ""
+        lines.append(f"| {k} | {v['n']} | {v['success']:.1f}% | {db(v['median'])} | {db(v['p5'])} | {share} |")
     return "\n".join(lines), result
+
+
+def work(a, part):
+    """Run every `jobs`-th group of cases: [(number, row, picture for the sheet or None)]."""
+    torch.set_num_threads(a.threads)
+    inproc = Diffusers(a.model, a.steps, a.device)
+    run = Binary(a.binary, a.model, a.steps) if a.binary else inproc
+    todo = [c for c in cases(a.n, a.seed) if (not a.only or c[0] in a.only) and (not a.size or f"{c[1][0]}x{c[1][1]}" == a.size)]
+    number, out_rows = 0, []
+    for g, group in enumerate(chunks(todo)):
+        first, number = number, number + len(group)
+        if g % a.jobs != part:
+            continue
+        outs = run([c[2]["src"] for c in group], [c[3] for c in group], [a.seed + 1000 + first + i for i in range(len(group))])
+        for i, ((kind, size, e, say), out) in enumerate(zip(group, outs)):
+            rt = inproc.roundtrip(e["src"]) if op_is_global(e) else None
+            ok, untouched, detail = scoring.score(e, out, rt)
+            row = dict(kind=kind, size=f"{size[0]}x{size[1]}", ok=bool(ok), untouched=untouched, detail=detail, exact_psnr=scoring.psnr(out, e["tgt"]), prompt=say)
+            out_rows.append((first + i, row, np.concatenate([e["src"], out, e["tgt"]], 0) if size == SIZES[0] and a.sheet else None))
+    return out_rows
 
 
 def op_is_global(e):
@@ -140,21 +163,21 @@ def main():
     a.add_argument("--seed", type=int, default=0)
     a.add_argument("--device", default="cpu")
     a.add_argument("--threads", type=int, default=1)
+    a.add_argument("--jobs", type=int, default=1, help="processes")
     a = a.parse_args()
-    torch.set_num_threads(a.threads)
-    inproc = Diffusers(a.model, a.steps, a.device)
-    run = Binary(a.binary, a.model, a.steps) if a.binary else inproc
-    rows, shown, start = [], {}, time.time()
-    todo = [c for c in cases(a.n, a.seed) if (not a.only or c[0] in a.only) and (not a.size or f"{c[1][0]}x{c[1][1]}" == a.size)]
-    for group in chunks(todo):
-        outs = run([c[2]["src"] for c in group], [c[3] for c in group], [a.seed + 1000 + len(rows) + i for i in range(len(group))])
-        for (kind, size, e, say), out in zip(group, outs):
-            rt = inproc.roundtrip(e["src"]) if op_is_global(e) else None
-            ok, untouched, detail = scoring.score(e, out, rt)
-            exact = scoring.psnr(out, e["tgt"])
-            rows.append(dict(kind=kind, size=f"{size[0]}x{size[1]}", ok=bool(ok), untouched=untouched, detail=detail, exact_psnr=exact, prompt=say))
-            if size == (128, 128) and len(shown.setdefault(kind, [])) < (2 if op_is_global(e) else 6):
-                shown[kind].append(np.concatenate([e["src"], out, e["tgt"]], 0))
+    start = time.time()
+    if a.jobs > 1:
+        with concurrent.futures.ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn")) as ex:
+            parts = list(ex.map(work, [a] * a.jobs, range(a.jobs)))
+    else:
+        parts = [work(a, 0)]
+    done = sorted((x for p in parts for x in p), key=lambda x: x[0])
+    rows, shown = [r for _, r, _ in done], {}
+    for _, r, picture in done:
+        if picture is not None and len(shown.setdefault(r["kind"], [])) < (2 if r["kind"].split()[-1] in scenes.GLOBAL_OPS else 6):
+            shown[r["kind"]].append(picture)
+    with open(f"{a.model}/retouch.json") as f:
+        conf = json.load(f)
     text, result = table(rows)
     by_size = {s: 100 * float(np.mean([r["ok"] for r in rows if r["size"] == s])) for s in dict.fromkeys(r["size"] for r in rows)}
     photo = [r["exact_psnr"] for r in rows if r["kind"].startswith("photo")]
@@ -167,7 +190,7 @@ def main():
         with open(a.out + ".md", "w") as f:
             f.write(text + "\n")
         with open(a.out + ".json", "w") as f:
-            json.dump(dict(kinds=result, by_size=by_size, steps=inproc.steps, n=a.n, seed=a.seed, cases=rows), f, indent=1)
+            json.dump(dict(kinds=result, by_size=by_size, steps=a.steps or conf["steps"], n=a.n, seed=a.seed, cases=rows), f, indent=1)
     if a.sheet:
         write_sheet(shown, a.sheet)
 

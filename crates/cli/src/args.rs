@@ -166,7 +166,7 @@ pub struct RunArgs {
 
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// An image, a model folder, or a safetensors or GGUF file
+    /// An image, a model folder, a safetensors or GGUF file, or `nano-kontext`
     #[arg(value_hint = ValueHint::AnyPath)]
     pub file: PathBuf,
     /// Print JSON

@@ -1,11 +1,15 @@
 //! `retouch info`: what an image was made by, or what a model holds.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
+use indicatif::DecimalBytes;
 use retouch::{
     Error, Parameters,
     image::{is_image, read_parameters},
+    models::{NANO_KONTEXT, NANO_KONTEXT_ID},
+    weights::{Description, FileDescription, Folder, Pipeline, describe, describe_model},
 };
+use serde_json::{Value, json};
 
 use crate::{
     args::InfoArgs,
@@ -19,17 +23,18 @@ pub fn run(args: &InfoArgs, console: &Console) -> Result<()> {
     let text = if files::is_stdio(path) || looks_like_image(path)? {
         let bytes = files::read(path)?;
         let stored = read_parameters(&bytes, &display(path))?;
-        if args.json { json(&stored)? } else { image_text(path, stored.as_ref()) }
+        if args.json { line(&stored)? } else { image_text(path, stored.as_ref()) }
     } else {
-        model_text(path, args.json)?
+        let description = describe_model_at(path)?;
+        if args.json { line(&description_json(&description))? } else { description_text(&description) }
     };
-    console.write(text.as_bytes())
+    console.write(printable(&text).as_bytes())
 }
 
 /// Looks at the beginning alone: weight files are large.
 fn looks_like_image(path: &Path) -> Result<bool> {
     let failed = |source| Error::Io { file: display(path), source };
-    if path.is_dir() {
+    if path.is_dir() || is_embedded(path) {
         return Ok(false);
     }
     let mut beginning = Vec::new();
@@ -39,7 +44,7 @@ fn looks_like_image(path: &Path) -> Result<bool> {
     Ok(is_image(&beginning) && !is_safetensors)
 }
 
-fn json(value: &impl serde::Serialize) -> Result<String> {
+fn line(value: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string(value).map(|json| json + "\n").map_err(|e| Failure::Failed(e.to_string()))
 }
 
@@ -64,10 +69,92 @@ fn image_text(path: &Path, stored: Option<&Parameters>) -> String {
         ("by", Some(format!("retouch {}", made.version))),
     ];
     rows.retain(|(_, value)| value.is_some());
-    rows.into_iter().map(|(name, value)| format!("{name:16}{}\n", printable(&value.unwrap_or_default()))).collect()
+    rows.into_iter().map(|(name, value)| format!("{name:16}{}\n", value.unwrap_or_default())).collect()
 }
 
-fn model_text(path: &Path, json: bool) -> Result<String> {
-    let _ = json;
-    Err(Failure::Failed(format!("{}: todo", path.display())))
+/// `nano-kontext` is the model inside this program, unless a file has that name.
+fn is_embedded(path: &Path) -> bool {
+    path.as_os_str() == NANO_KONTEXT_ID && !path.exists()
+}
+
+/// Describes weights without reading them.
+fn describe_model_at(path: &Path) -> Result<Description> {
+    let described = if is_embedded(path) {
+        describe_model(&Folder::embedded(NANO_KONTEXT_ID, NANO_KONTEXT)).map(Description::Model)
+    } else {
+        describe(path)
+    };
+    Ok(described.map_err(Error::from)?)
+}
+
+fn description_json(description: &Description) -> Value {
+    let file = |format: &str, file: &FileDescription| {
+        let FileDescription { file, kind, tensors, parameters, bytes, dtypes, metadata } = file;
+        json!({
+            "format": format, "file": file, "kind": kind, "tensors": tensors, "parameters": parameters, "bytes": bytes,
+            "dtypes": dtypes, "metadata": metadata,
+        })
+    };
+    match description {
+        Description::Safetensors(weights) => file("safetensors", weights),
+        Description::Gguf(weights) => file("gguf", weights),
+        Description::Model(model) => {
+            let parts = model.components.iter().map(|(part, weights)| (part.folder(), file("safetensors", weights)));
+            json!({
+                "format": "model folder",
+                "folder": model.folder,
+                "pipeline": pipeline_name(model.pipeline),
+                "components": parts.collect::<BTreeMap<_, _>>(),
+            })
+        }
+    }
+}
+
+fn description_text(description: &Description) -> String {
+    match description {
+        Description::Safetensors(weights) => file_text("safetensors", weights),
+        Description::Gguf(weights) => file_text("GGUF", weights),
+        Description::Model(model) => {
+            let mut text = format!("{}: {}\n", model.folder.display(), pipeline_name(model.pipeline));
+            let mut bytes = 0;
+            for (part, weights) in &model.components {
+                text += &format!("{:16}{}\n", part.folder(), weights_text(weights));
+                bytes += weights.bytes;
+            }
+            text + &format!("{:16}{}\n", "together", DecimalBytes(bytes))
+        }
+    }
+}
+
+fn pipeline_name(pipeline: Pipeline) -> &'static str {
+    match pipeline {
+        Pipeline::FluxKontext => "FLUX.1 Kontext, edits images",
+        Pipeline::Flux => "FLUX.1, makes images from words",
+    }
+}
+
+fn file_text(format: &str, weights: &FileDescription) -> String {
+    let mut text = format!("{}: {} in {format}\n{}\n", weights.file, weights.kind, weights_text(weights));
+    for (key, value) in &weights.metadata {
+        text += &format!("{key}: {}\n", shortened(value));
+    }
+    text
+}
+
+fn weights_text(weights: &FileDescription) -> String {
+    let dtypes: Vec<_> = weights.dtypes.iter().map(|(dtype, count)| format!("{count} in {dtype}")).collect();
+    let parameters = match weights.parameters {
+        n if n >= 1_000_000_000 => format!("{:.2} billion", n as f64 / 1e9),
+        n if n >= 1_000_000 => format!("{:.2} million", n as f64 / 1e6),
+        n => n.to_string(),
+    };
+    let FileDescription { tensors, bytes, .. } = weights;
+    format!("{tensors} tensors ({}), {parameters} parameters, {}", dtypes.join(", "), DecimalBytes(*bytes))
+}
+
+/// Writers put whole training logs into metadata.
+fn shortened(value: &str) -> String {
+    const MOST: usize = 200;
+    let start: String = value.chars().take(MOST).collect();
+    if start.len() < value.len() { format!("{start} ({} characters)", value.chars().count()) } else { start }
 }

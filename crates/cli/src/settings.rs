@@ -14,14 +14,14 @@ use crate::failure::{Failure, Result};
 #[serde(default, deny_unknown_fields)]
 pub struct SettingsArgs {
     /// Seed of the initial noise; several (repeated or after commas) make one image each [default: random]
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', allow_negative_numbers = true)]
     #[serde(deserialize_with = "one_or_several")]
     pub seed: Vec<u64>,
     /// Make this many images, with seeds counting up from the first
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub num_images: Option<usize>,
     /// Denoise steps: more take longer and show finer detail [default: the model's, 28 for FLUX.1 Kontext]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub steps: Option<usize>,
     /// How closely to follow the prompt [default: the model's, 2.5 for FLUX.1 Kontext]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
@@ -33,10 +33,10 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub true_cfg: Option<f64>,
     /// Width of the result in pixels, a multiple of 16 [default: the reference's, see --reference-size]
-    #[arg(long, value_name = "PIXELS", requires = "height")]
+    #[arg(long, value_name = "PIXELS", requires = "height", allow_negative_numbers = true)]
     pub width: Option<usize>,
     /// Height of the result
-    #[arg(long, value_name = "PIXELS", requires = "width")]
+    #[arg(long, value_name = "PIXELS", requires = "width", allow_negative_numbers = true)]
     pub height: Option<usize>,
     /// Shape of the result, e.g. 16:9; the model chooses the size
     #[arg(long, value_name = "W:H", conflicts_with_all = ["width", "height", "size"])]

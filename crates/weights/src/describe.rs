@@ -2,13 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    io::Cursor,
     path::{Path, PathBuf},
 };
 
-use candle_core::quantized::gguf_file::{Content, Value};
-
-use crate::{Component, Folder, Kind, ModelFile, Pipeline, Result, Store, WeightsError, detect};
+use crate::{Component, Folder, Kind, ModelFile, Pipeline, Result, Store, WeightsError, detect, gguf::GgufHeader};
 
 /// What a path holds.
 #[derive(Debug, Clone)]
@@ -36,7 +33,7 @@ pub struct FileDescription {
     pub kind: String,
     pub tensors: usize,
     pub parameters: u64,
-    /// Bytes of the tensors.
+    /// Bytes of the tensors, with the gaps between them where a format has such.
     pub bytes: u64,
     /// Tensors by dtype.
     pub dtypes: BTreeMap<String, usize>,
@@ -94,51 +91,27 @@ fn describe_store(store: &Store) -> FileDescription {
 }
 
 fn describe_gguf(file: &ModelFile) -> Result<FileDescription> {
-    let content = Content::read(&mut Cursor::new(&*file.bytes)).map_err(|e| WeightsError::Unsupported {
+    let header = GgufHeader::parse(&file.bytes).ok_or_else(|| WeightsError::Unsupported {
         what: file.name.clone(),
-        reason: format!("this GGUF file is damaged or of an unknown version: {e}"),
+        reason: "this GGUF file is damaged or of an unknown version; download it again".to_string(),
     })?;
     let mut dtypes = BTreeMap::new();
-    let (mut parameters, mut bytes) = (0_u64, 0_u64);
-    for info in content.tensor_infos.values() {
-        *dtypes.entry(format!("{:?}", info.ggml_dtype).to_ascii_uppercase()).or_default() += 1;
-        let elements = count(info.shape.dims());
-        parameters = parameters.saturating_add(elements);
-        let blocks = elements / info.ggml_dtype.block_size().max(1) as u64;
-        bytes = bytes.saturating_add(blocks.saturating_mul(info.ggml_dtype.type_size() as u64));
+    for (dtype, _) in &header.tensors {
+        *dtypes.entry(dtype.clone()).or_default() += 1;
     }
-    let metadata: BTreeMap<String, String> =
-        content.metadata.into_iter().filter_map(|(name, value)| Some((name, text(&value)?))).collect();
+    let architecture = header.metadata.get("general.architecture");
     Ok(FileDescription {
         file: file.name.clone(),
-        kind: metadata.get("general.architecture").cloned().unwrap_or_else(|| "model of an unknown kind".to_string()),
-        tensors: content.tensor_infos.len(),
-        parameters,
-        bytes,
+        kind: architecture.cloned().unwrap_or_else(|| "model of an unknown kind".to_string()),
+        tensors: header.tensors.len(),
+        parameters: header.tensors.iter().fold(0, |sum, (_, elements)| sum.saturating_add(*elements)),
+        bytes: (file.bytes.len() - header.bytes) as u64,
         dtypes,
-        metadata,
+        metadata: header.metadata,
     })
 }
 
 /// A shape is what a header claims: of a product too large the largest number is good enough.
 fn count(shape: &[usize]) -> u64 {
     shape.iter().fold(1_u64, |n, &dim| n.saturating_mul(dim as u64))
-}
-
-fn text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Bool(value) => Some(value.to_string()),
-        Value::F32(value) => Some(value.to_string()),
-        Value::F64(value) => Some(value.to_string()),
-        Value::Array(_) => None,
-        Value::I8(value) => Some(value.to_string()),
-        Value::I16(value) => Some(value.to_string()),
-        Value::I32(value) => Some(value.to_string()),
-        Value::I64(value) => Some(value.to_string()),
-        Value::U8(value) => Some(value.to_string()),
-        Value::U16(value) => Some(value.to_string()),
-        Value::U32(value) => Some(value.to_string()),
-        Value::U64(value) => Some(value.to_string()),
-    }
 }

@@ -131,6 +131,12 @@ impl Kind {
         }
     }
 
+    fn with_article(&self) -> String {
+        let name = self.to_string();
+        let article = if name.starts_with(['A', 'E', 'I', 'O', 'U']) { "an" } else { "a" };
+        format!("{article} {name}")
+    }
+
     /// From the code's names to the store's, for a component.
     fn naming(&self, store: &Store) -> Box<dyn Naming> {
         match self.clone() {
@@ -232,7 +238,7 @@ impl Component {
     }
 
     fn wrong_kind(self, store: &Store, kinds: &[Kind]) -> WeightsError {
-        let found = kinds.iter().map(|kind| format!("a {kind}")).collect::<Vec<_>>().join(" and ");
+        let found = kinds.iter().map(Kind::with_article).collect::<Vec<_>>().join(" and ");
         let advice = match kinds {
             [kind] => match (kind.component(), kind) {
                 (Some(component), _) => format!("pass it as {}", component.option()),

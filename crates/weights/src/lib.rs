@@ -7,6 +7,7 @@ mod describe;
 mod detect;
 mod error;
 mod folder;
+mod gguf;
 mod header;
 pub mod hub;
 mod linear;

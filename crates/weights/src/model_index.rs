@@ -46,15 +46,15 @@ impl Pipeline {
             });
         }
         let index: ModelIndex = model.json(MODEL_INDEX)?;
-        match index.class.as_str() {
-            "FluxKontextPipeline" => Ok(Self::FluxKontext),
-            "FluxPipeline" => Ok(Self::Flux),
-            other => Err(WeightsError::Unsupported {
-                what: model.name_of(MODEL_INDEX),
-                reason: format!(
-                    "this model is a {other}, which is not supported; FluxKontextPipeline and FluxPipeline are"
-                ),
-            }),
-        }
+        let known = [Self::FluxKontext, Self::Flux].into_iter().find(|pipeline| pipeline.class() == index.class);
+        known.ok_or_else(|| WeightsError::Unsupported {
+            what: model.name_of(MODEL_INDEX),
+            reason: format!(
+                "this model is a {}, which is not supported; {} and {} are",
+                index.class,
+                Self::FluxKontext.class(),
+                Self::Flux.class()
+            ),
+        })
     }
 }

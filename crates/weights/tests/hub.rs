@@ -193,6 +193,14 @@ fn a_server_without_ranges_still_gives_whole_files() {
 }
 
 #[test]
+fn a_server_that_never_gets_further_is_given_up() {
+    let script =
+        Script { break_after: Some((SHARD.to_string(), 30_000)), breaks: 1000, ignore_ranges: true, ..model() };
+    let (hub, cache) = (Hub::start(script), TempDir::new().unwrap());
+    assert!(matches!(refusal(&options(&hub, &cache)).0, HubError::Interrupted { .. }));
+}
+
+#[test]
 fn a_cancelled_download_stays_for_the_next_run() {
     let (hub, cache) = (Hub::start(model()), TempDir::new().unwrap());
     let mut until_the_shard =

@@ -74,19 +74,38 @@ fn comfyui_text_encoders_equal_the_folders() {
 }
 
 #[test]
-fn sizes_are_read_off_shapes() {
-    let flux = FluxShape::of(&in_folder(Component::Transformer)).unwrap();
-    assert_eq!((flux.hidden, flux.head_dim, flux.double_blocks, flux.single_blocks), (128, 32, 2, 3));
-    assert_eq!((flux.in_channels, flux.out_channels, flux.joint_dim, flux.pooled_dim), (64, 64, 32, 32));
-    assert!(flux.guidance);
-    assert_eq!((flux.mlp_ratio, flux.time_dim), (4.0, 256));
-    let vae = VaeShape::of(&in_folder(Component::Vae)).unwrap();
-    assert_eq!((vae.channels.as_slice(), vae.layers_per_block), ([8, 16, 16, 16].as_slice(), 2));
-    assert_eq!((vae.latent_channels, vae.image_channels), (16, 3));
-    let clip = ClipShape::of(&in_folder(Component::Clip)).unwrap();
-    assert_eq!((clip.layers, clip.hidden, clip.intermediate, clip.positions), (3, 32, 64, 77));
-    let t5 = T5Shape::of(&in_folder(Component::T5)).unwrap();
-    assert_eq!((t5.layers, t5.d_model, t5.d_kv, t5.heads, t5.d_ff, t5.buckets), (3, 32, 8, 4, 64, 32));
+fn sizes_read_off_shapes_are_those_of_the_configs() {
+    let config = |component: Component| -> serde_json::Value {
+        Folder::on_disk(fixture("tiny-kontext")).sub(component.folder()).json("config.json").unwrap()
+    };
+    let number = |config: &serde_json::Value, key: &str| config[key].as_u64().unwrap() as usize;
+
+    let (flux, c) = (FluxShape::of(&in_folder(Component::Transformer)).unwrap(), config(Component::Transformer));
+    assert_eq!(flux.double_blocks, number(&c, "num_layers"));
+    assert_eq!(flux.single_blocks, number(&c, "num_single_layers"));
+    assert_eq!(flux.head_dim, number(&c, "attention_head_dim"));
+    assert_eq!(flux.hidden, flux.head_dim * number(&c, "num_attention_heads"));
+    assert_eq!(flux.in_channels, number(&c, "in_channels"));
+    assert_eq!(flux.out_channels, flux.in_channels);
+    assert_eq!(flux.joint_dim, number(&c, "joint_attention_dim"));
+    assert_eq!(flux.pooled_dim, number(&c, "pooled_projection_dim"));
+    assert_eq!((flux.guidance, flux.mlp_ratio, flux.time_dim), (true, 4.0, 256));
+
+    let (vae, c) = (VaeShape::of(&in_folder(Component::Vae)).unwrap(), config(Component::Vae));
+    assert_eq!(serde_json::json!(vae.channels), c["block_out_channels"]);
+    assert_eq!(vae.layers_per_block, number(&c, "layers_per_block"));
+    assert_eq!(vae.latent_channels, number(&c, "latent_channels"));
+    assert_eq!(vae.image_channels, number(&c, "in_channels"));
+
+    let (clip, c) = (ClipShape::of(&in_folder(Component::Clip)).unwrap(), config(Component::Clip));
+    assert_eq!((clip.layers, clip.hidden), (number(&c, "num_hidden_layers"), number(&c, "hidden_size")));
+    assert_eq!((clip.intermediate, clip.vocab), (number(&c, "intermediate_size"), number(&c, "vocab_size")));
+    assert_eq!(clip.positions, number(&c, "max_position_embeddings"));
+
+    let (t5, c) = (T5Shape::of(&in_folder(Component::T5)).unwrap(), config(Component::T5));
+    assert_eq!((t5.layers, t5.d_model, t5.d_kv), (number(&c, "num_layers"), number(&c, "d_model"), number(&c, "d_kv")));
+    assert_eq!((t5.heads, t5.d_ff, t5.vocab), (number(&c, "num_heads"), number(&c, "d_ff"), number(&c, "vocab_size")));
+    assert_eq!(t5.buckets, number(&c, "relative_attention_num_buckets"));
 }
 
 #[test]
@@ -189,7 +208,8 @@ fn a_gguf_file_is_described_but_not_taken() {
     gguf_file::write(&mut out, &[("general.architecture", &architecture)], &[("img_in.weight", &tensor)]).unwrap();
     drop(out);
     let Description::Gguf(file) = describe(&path).unwrap() else { panic!("not a GGUF file") };
-    assert_eq!((file.kind.as_str(), file.tensors, file.parameters, file.bytes), ("flux", 1, 128, 4 * 34));
+    assert_eq!((file.kind.as_str(), file.tensors, file.parameters), ("flux", 1, 128));
+    assert!((4 * 34..200).contains(&file.bytes), "{}", file.bytes);
 
     let refused = Component::Transformer.in_file(&path, DType::F32, &Device::Cpu).map(|_| ()).unwrap_err();
     assert!(refused.to_string().contains("GGUF"), "{refused}");

@@ -74,7 +74,7 @@ impl Cache {
             fs::create_dir_all(parent).map_err(io)?;
         }
         match fs::remove_file(&link) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(e)),
             _ => link_blob(&self.blob(etag), &link, file, etag).map_err(io),
         }
     }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 /// Why a model did not come from the hub. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    #[error("`{0}` is not a hub id; the form is `owner/name` or `owner/name@revision`")]
+    #[error("{0}: no such folder, and not a hub id of the form `owner/name` or `owner/name@revision`")]
     BadId(String),
 
     #[error(

@@ -149,15 +149,13 @@ impl<'a> Remote<'a> {
             let (code, message) = (text("x-error-code"), text("x-error-message"));
             return Err(self.refused(status.as_u16(), code.as_deref(), message.as_deref(), Some(file)));
         }
-        let first = |names: [&str; 2]| names.iter().find_map(|name| header(answer.headers(), name));
-        let etag =
-            first(["x-linked-etag", "etag"]).map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_string());
-        let bytes = first(["x-linked-size", "content-length"]).and_then(|bytes| bytes.parse().ok());
+        let own = |name: &str| header(answer.headers(), name).filter(|_| status.is_success());
+        let linked = |name: &str| header(answer.headers(), name);
+        let etag = linked("x-linked-etag").or_else(|| own("etag"));
+        let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_string());
+        let bytes = linked("x-linked-size").or_else(|| own("content-length")).and_then(|bytes| bytes.parse().ok());
         match (etag, bytes) {
-            // It becomes a file's name.
-            (Some(etag), Some(bytes)) if !etag.is_empty() && etag.bytes().all(|b| b.is_ascii_alphanumeric()) => {
-                Ok(About { file: file.to_string(), etag, bytes })
-            }
+            (Some(etag), Some(bytes)) if is_file_name(&etag) => Ok(About { file: file.to_string(), etag, bytes }),
             _ => Err(self.other(format!("it gives no usable etag and size of {file}"))),
         }
     }
@@ -168,7 +166,8 @@ impl<'a> Remote<'a> {
         let mut url = url.to_string();
         for _ in 0..MOVES {
             let answer = self.question(&url).send().await?;
-            let moved = answer.status().is_redirection() && !answer.headers().contains_key("x-linked-etag");
+            let knows = ["x-linked-etag", "x-linked-size"].iter().all(|name| answer.headers().contains_key(*name));
+            let moved = answer.status().is_redirection() && !knows;
             let target = header(answer.headers(), "location").and_then(|place| answer.url().join(&place).ok());
             match target {
                 Some(target) if moved && target.host_str() == answer.url().host_str() => url = target.to_string(),
@@ -179,7 +178,8 @@ impl<'a> Remote<'a> {
     }
 
     fn question(&self, url: &str) -> RequestBuilder {
-        let question = self.heads.head(url);
+        // Compressed, the contents would have another length.
+        let question = self.heads.head(url).header("accept-encoding", "identity");
         match &self.options.token {
             Some(token) => question.bearer_auth(token),
             None => question,
@@ -260,6 +260,11 @@ impl<'a> Remote<'a> {
             reason,
         }
     }
+}
+
+/// Whether an etag can be the name of a blob in the cache.
+fn is_file_name(etag: &str) -> bool {
+    !etag.is_empty() && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 fn header(headers: &HeaderMap, name: &str) -> Option<String> {

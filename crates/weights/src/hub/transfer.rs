@@ -37,6 +37,8 @@ impl Remote<'_> {
         }
         // Another process may be at the same file: wait, and find it done.
         let lock_file = File::create(&lock).map_err(io(&lock))?;
+        // hf-hub makes the same call, so the workspace cannot be built below Rust 1.89 as it is.
+        #[allow(clippy::incompatible_msrv)]
         lock_file.lock().map_err(io(&lock))?;
         if !blob.is_file() {
             let incomplete = self.cache.incomplete(&about.etag);
@@ -57,7 +59,7 @@ impl Remote<'_> {
     fn transfer(&mut self, about: &About, out: &mut File, name: &str) -> std::result::Result<(), HubError> {
         let io = |source| HubError::Io { file: name.to_string(), source };
         let mut done = out.metadata().map_err(io)?.len();
-        let mut failures = 0;
+        let (mut failures, mut furthest) = (0, done);
         loop {
             if done > about.bytes {
                 // Not what it should be: begin anew.
@@ -69,14 +71,14 @@ impl Remote<'_> {
             if done == about.bytes {
                 return out.sync_all().map_err(io);
             }
-            let before = done;
             let reason = match self.pull(about, out, name, &mut done) {
                 Ok(()) if done >= about.bytes => continue,
                 Ok(()) => "the connection ended".to_string(),
                 Err(Pull::Failed(reason)) => reason,
                 Err(Pull::Final(error)) => return Err(error),
             };
-            failures = if done > before { 1 } else { failures + 1 };
+            failures = if done > furthest { 1 } else { failures + 1 };
+            furthest = furthest.max(done);
             if failures >= ATTEMPTS {
                 return Err(HubError::Interrupted {
                     id: self.id.to_string(),
