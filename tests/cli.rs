@@ -297,6 +297,6 @@ fn models_and_weight_files_are_described() {
     let json = place.run(&["info", &file, "--json"]);
     let described: Value = serde_json::from_str(json.lines()[0]).unwrap();
     assert!(described["parameters"].as_u64().unwrap() > 500_000, "{described}");
-    assert!(place.run(&["info", "nano-kontext"]).lines()[0].starts_with("nano-kontext: "));
+    assert!(place.run(&["info", "nano-kontext"]).lines()[0].starts_with("nano-kontext"));
     assert!(place.run(&["info", "photo.png"]).lines()[0].contains("without parameters"));
 }

@@ -161,8 +161,12 @@ fn bf16_is_no_farther_from_f32_than_the_reference_is() {
         let high = stored("kontext", &case.name).unwrap();
         let (_, found) = run(&mut engine, &case, &high);
         for (name, reference) in &low {
-            let own = error(reference, &high[name]);
-            eprintln!("{} {name}: max {own:.5} {:.5} between {:.5}; rms {:.5} {:.5} {:.5}", case.name, error(&found[name], &high[name]), error(&found[name], reference), rms(reference, &high[name]), rms(&found[name], &high[name]), rms(&found[name], reference));
+            // Rounding differs in place, not in size: over few values the two distances differ by a quarter at most.
+            let (ours, own) = (rms(&found[name], &high[name]), rms(reference, &high[name]));
+            assert!(ours < 1.3 * own, "{} {name}: {ours} from f32, the reference {own}", case.name);
+            // bf16 rounds the guidance scale as well, which moves both implementations far from f32, but together.
+            let between = rms(&found[name], reference);
+            assert!(between < 0.04, "{} {name}: {between} from the reference's bf16", case.name);
             compared += 1;
         }
     }

@@ -89,7 +89,7 @@ impl<'a> DownloadProgress<'a> {
     }
 }
 
-impl hub::Progress for DownloadProgress<'_> {
+impl hub::DownloadProgress for DownloadProgress<'_> {
     fn begin(&mut self, _files: usize, bytes: u64) {
         self.finish();
         let bar = self.console.bars.add(ProgressBar::new(bytes));

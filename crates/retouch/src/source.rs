@@ -158,7 +158,7 @@ fn base_folder(name: &str, source: &ModelSource, hub: &HubOptions, progress: &mu
             "{name} is a file, not a model folder; pass single files by --transformer, --vae, --clip and --t5"
         )))
     } else if HubId::parse(name).is_none() {
-        Err(Error::BadRequest(format!("{name}: no such folder, and not a hub id of the form `owner/name`")))
+        Err(WeightsError::NoSuchModel(path.to_path_buf()).into())
     } else {
         // What a single file replaces need not be downloaded.
         let needed: Vec<Component> = Component::ALL.into_iter().filter(|&c| source.file(c).is_none()).collect();

@@ -2,6 +2,7 @@
 
 mod clip;
 mod config;
+mod cpu;
 mod layers;
 mod t5;
 pub mod tokenizer;

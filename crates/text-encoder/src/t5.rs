@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     config::{check_sizes, unsupported},
+    cpu,
     layers::{checked_ids, load_embedding, merge_heads, softmax, split_heads},
 };
 
@@ -164,7 +165,11 @@ impl FeedForward {
 
     /// `[b, tokens, d_model]` to the same.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = (self.wi_0.forward(x)?.gelu()? * self.wi_1.forward(x)?)?; // [b, tokens, d_ff]
+        let (gate, value) = (self.wi_0.forward(x)?, self.wi_1.forward(x)?); // [b, tokens, d_ff]
+        let gated = match (x.device(), x.dtype()) {
+            (Device::Cpu, DType::F32) => cpu::gated_gelu(&gate, &value)?,
+            _ => (gate.gelu()? * value)?,
+        };
         self.wo.forward(&gated.to_dtype(self.dtype)?)
     }
 }

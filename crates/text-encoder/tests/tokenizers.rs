@@ -166,6 +166,16 @@ fn unusable_files_are_named_with_the_reason() -> Outcome {
     let spiece = fs::read(model("tokenizer_2").join("spiece.model"))?;
     fs::write(folder.path().join("spiece.model"), &spiece[..spiece.len() / 2])?;
     assert!(t5().contains("spiece.model: not a usable tokenizer"), "{}", t5());
+    // The first entry of the normalizer's table points outside: after the name come a tag, a length of three bytes, and
+    // the table's own length.
+    let mut damaged = spiece.clone();
+    let name = b"nmt_nfkc";
+    let table = damaged.windows(name.len()).position(|part| part == name).ok_or("no normalizer")? + name.len() + 8;
+    damaged[table..table + 4].fill(0xff);
+    fs::write(folder.path().join("spiece.model"), damaged)?;
+    let encoded = T5Tokenizer::open(&Folder::on_disk(folder.path())).and_then(|t5| t5.encode("red hat", 8));
+    let message = refusal(encoded);
+    assert!(message.contains("spiece.model: not a usable tokenizer: its tables contradict"), "{message}");
     fs::write(folder.path().join("spiece.model"), b"")?;
     assert!(t5().contains("spiece.model: not a usable tokenizer"), "{}", t5());
     write("tokenizer.json", "{}")?;

@@ -4,6 +4,8 @@ mod clip;
 mod spiece;
 mod t5;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use retouch_weights::{Folder, WeightsError};
 use tokenizers::Tokenizer;
 
@@ -69,9 +71,9 @@ impl FixedLength {
     ///
     /// Source: `padding="max_length", truncation=True` of transformers' `PreTrainedTokenizerFast`.
     fn encode(&self, prompt: &str, max_length: usize) -> Result<TokenIds> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(prompt, true)
+        // The crate indexes the normalizer's tables unchecked: with a damaged file it panics here, not when opening.
+        let encoding = catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(prompt, true)))
+            .map_err(|_| unusable(&self.file, "its tables contradict each other"))?
             .map_err(|e| TokenizerError::Prompt { file: self.file.clone(), reason: e.to_string() })?;
         let mut ids = encoding.get_ids().to_vec();
         let cut = (ids.len() > max_length).then_some(ids.len());

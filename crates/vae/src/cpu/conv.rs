@@ -241,3 +241,68 @@ fn gather_line(window: Window, source: &[f32], first: usize, tap: usize, line: &
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// Largest difference between ours and candle's own operations.
+    fn difference(window: Window, (batch, input, height, width): (usize, usize, usize, usize)) -> Result<f32> {
+        let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu);
+        let (output, kernel) = (5, window.kernel());
+        let x = random(&[batch, input, height, width])?;
+        let weight = (random(&[output, input, kernel, kernel])? / ((input * kernel * kernel) as f64).sqrt())?;
+        let bias = random(&[output])?;
+        let expected = match window {
+            Window::Point => x.conv2d(&weight, 0, 1, 1, 1)?,
+            Window::Same => x.conv2d(&weight, 1, 1, 1, 1)?,
+            Window::Halving => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?.conv2d(&weight, 0, 2, 1, 1)?,
+            Window::Doubling => x.upsample_nearest2d(2 * height, 2 * width)?.conv2d(&weight, 1, 1, 1, 1)?,
+        };
+        let expected = expected.broadcast_add(&bias.reshape((1, output, 1, 1))?)?;
+        let residual = random(expected.dims())?;
+        let largest = |x: Tensor| x.abs()?.max_all()?.to_scalar::<f32>();
+        let alone = largest((conv2d(&x, &weight, &bias, None, window)? - &expected)?)?;
+        let with_residual = conv2d(&x, &weight, &bias, Some(&residual), window)?;
+        Ok(alone.max(largest((with_residual - (expected + residual)?)?)?))
+    }
+
+    const WINDOWS: [Window; 4] = [Window::Point, Window::Same, Window::Halving, Window::Doubling];
+
+    #[test]
+    fn every_window_equals_candles_convolution() -> Result<()> {
+        for window in WINDOWS {
+            for shape in [(1, 1, 2, 2), (2, 3, 4, 6), (1, 7, 34, 62), (1, 2, 2, 700), (1, 2, 700, 2)] {
+                let difference = difference(window, shape)?;
+                assert!(difference < 1e-5, "{window:?} over {shape:?}: {difference}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn rows_longer_than_a_tile_are_split_without_a_seam() -> Result<()> {
+        for window in WINDOWS {
+            let difference = difference(window, (1, 2, 4, 3000))?;
+            assert!(difference < 1e-5, "{window:?}: {difference}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn tiles_cover_each_pixel_once_within_the_workspace() {
+        for (input, height, width) in [(512, 64, 64), (512, 128, 196), (3, 16, 8192), (1 << 16, 8, 8), (16, 7, 13)] {
+            let problem = Problem { window: Window::Same, input, output: 1, height, width };
+            let mut seen = vec![0; 2 * height * width];
+            for tile in problem.tiles(2) {
+                let pixels = tile.rows * tile.columns;
+                assert!(tile.rows == 1 || tile.columns == width, "not one run of pixels");
+                assert!(pixels * problem.depth() <= MAX_GATHERED.max(MIN_TILE * problem.depth()));
+                let start = (tile.image * height + tile.first_row) * width + tile.first_column;
+                seen[start..start + pixels].iter_mut().for_each(|count| *count += 1);
+            }
+            assert!(seen.iter().all(|&count| count == 1));
+        }
+    }
+}

@@ -53,8 +53,7 @@ impl CustomOp3 for GroupNorm {
             let (mean, inverse) = statistics[i * plane / group];
             let channel = i % channels;
             let scale = f64::from(weight[channel]) * inverse;
-            let shift = f64::from(bias[channel]) - mean * scale;
-            normalise(x, y, scale as f32, shift as f32, self.silu);
+            normalise(x, y, Affine { mean: mean as f32, scale: scale as f32, shift: bias[channel] }, self.silu);
         });
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
@@ -86,29 +85,44 @@ impl GroupNorm {
     }
 }
 
-/// `x * scale + shift`, and its SiLU if asked for.
-fn normalise(x: &[f32], y: &mut [f32], scale: f32, shift: f32, silu_too: bool) {
+/// `(x - mean) * scale + shift`. Subtracting first keeps the precision where the mean is far from 0.
+#[derive(Clone, Copy)]
+struct Affine {
+    mean: f32,
+    scale: f32,
+    shift: f32,
+}
+
+impl Affine {
+    #[inline(always)]
+    fn of(self, x: f32) -> f32 {
+        (x - self.mean) * self.scale + self.shift
+    }
+}
+
+/// Writes the affine map of `x` to `y`, and its SiLU if asked for.
+fn normalise(x: &[f32], y: &mut [f32], affine: Affine, silu_too: bool) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2.
-        return unsafe { normalise_avx2(x, y, scale, shift, silu_too) };
+        return unsafe { normalise_avx2(x, y, affine, silu_too) };
     }
-    normalise_lines(x, y, scale, shift, silu_too)
+    normalise_plane(x, y, affine, silu_too)
 }
 
 /// The same compiled for AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn normalise_avx2(x: &[f32], y: &mut [f32], scale: f32, shift: f32, silu_too: bool) {
-    normalise_lines(x, y, scale, shift, silu_too)
+fn normalise_avx2(x: &[f32], y: &mut [f32], affine: Affine, silu_too: bool) {
+    normalise_plane(x, y, affine, silu_too)
 }
 
 #[inline(always)]
-fn normalise_lines(x: &[f32], y: &mut [f32], scale: f32, shift: f32, silu_too: bool) {
+fn normalise_plane(x: &[f32], y: &mut [f32], affine: Affine, silu_too: bool) {
     if silu_too {
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = silu(x * scale + shift));
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = silu(affine.of(x)));
     } else {
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = x * scale + shift);
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = affine.of(x));
     }
 }
 
@@ -131,4 +145,43 @@ fn exp(x: f32) -> f32 {
         [1.0, 0.693_147_2, 0.240_226_5, 0.055_504_11, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3, 1.525_273_4e-5];
     let part = series.iter().rev().fold(0.0, |sum, factor| sum * part + factor);
     part * f32::from_bits(((whole as i32 + 127) as u32) << 23)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Module};
+
+    #[test]
+    fn it_equals_candles_normalisation() -> Result<()> {
+        let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu);
+        for (channels, groups, height, width) in [(4, 2, 3, 5), (8, 8, 1, 1), (6, 1, 16, 16), (32, 4, 7, 9)] {
+            // A mean far from 0, which a sum of squares in f32 would not survive.
+            let x = (random(&[2, channels, height, width])? + 100.)?;
+            let (weight, bias) = (random(&[channels])?, random(&[channels])?);
+            let expected =
+                candle_nn::GroupNorm::new(weight.clone(), bias.clone(), channels, groups, 1e-6)?.forward(&x)?;
+            for silu in [false, true] {
+                let expected = if silu { expected.silu()? } else { expected.clone() };
+                let found = group_norm(&x, &weight, &bias, groups, 1e-6, silu)?;
+                let difference = (found - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(difference < 2e-4, "{channels} channels in {groups} groups: {difference}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn silu_is_exact_to_rounding_everywhere() {
+        let mut x = -200f32;
+        while x < 200.0 {
+            let exact = f64::from(x) / (1.0 + (-f64::from(x)).exp());
+            let error = (f64::from(silu(x)) - exact).abs();
+            assert!(error <= 2e-7 * f64::from(x.abs()) + 1e-35, "{x}: {error:e}");
+            x += 0.003;
+        }
+        assert_eq!((silu(0.0), silu(1e30)), (0.0, 1e30));
+        assert!(silu(f32::NAN).is_nan());
+        assert!(silu(-1e30).abs() < 1e-6);
+    }
 }

@@ -31,8 +31,6 @@ pub trait DownloadProgress: Send {
     fn on(&mut self, file: &str, done: u64, total: u64) -> ControlFlow<()>;
 }
 
-pub use DownloadProgress as Progress;
-
 /// Watches nothing.
 pub struct NoProgress;
 

@@ -37,8 +37,6 @@ impl Remote<'_> {
         }
         // Another process may be at the same file: wait, and find it done.
         let lock_file = File::create(&lock).map_err(io(&lock))?;
-        // hf-hub makes the same call, so the workspace cannot be built below Rust 1.89 as it is.
-        #[allow(clippy::incompatible_msrv)]
         lock_file.lock().map_err(io(&lock))?;
         if !blob.is_file() {
             let incomplete = self.cache.incomplete(&about.etag);
