@@ -251,6 +251,19 @@ fn help_version_and_completions_are_there() {
     }
 }
 
+#[test]
+fn the_readme_names_every_flag() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let help = Place::new().run(&["edit", "--help"]);
+    let flags = help.text().lines().filter_map(|line| line.trim().split(' ').find(|word| word.starts_with("--")));
+    let flags: Vec<_> =
+        flags.filter(|flag| !["--help", "--version", "--quiet", "--verbose..."].contains(flag)).collect();
+    assert!(flags.len() > 25, "{flags:?}");
+    for flag in flags {
+        assert!(readme.contains(flag), "{flag} is not in the README");
+    }
+}
+
 /// A signal as Ctrl-C sends it, in the middle of the steps.
 #[cfg(target_os = "linux")]
 #[test]

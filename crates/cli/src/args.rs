@@ -1,5 +1,5 @@
-//! The command line as clap reads it. A flag is documented here and nowhere else: `--help`, completions and the table
-//! in the README come from these comments.
+//! The command line as clap reads it. A flag is documented here: `--help` and completions come from these comments, and
+//! a test holds the README's table to them.
 
 use std::path::PathBuf;
 

@@ -213,16 +213,23 @@ impl Session<'_> {
 
     fn compute(&mut self, request: &EditRequest, dump: Option<&Path>) -> Result<EditResult> {
         let mut progress = EditProgress::new(self.console, request.seeds.images());
-        let result = match dump {
-            None => self.engine.edit(request, &mut progress),
-            Some(path) => self.engine.edit_traced(request, &mut progress).and_then(|(result, trace)| {
-                trace.write(path)?;
-                Ok(result)
-            }),
+        let (result, trace) = match dump {
+            None => (self.engine.edit(request, &mut progress), None),
+            Some(_) => match self.engine.edit_traced(request, &mut progress) {
+                Ok((result, trace)) => (Ok(result), Some(trace)),
+                Err(error) => (Err(error), None),
+            },
         };
         drop(progress);
         // Also where the last step was done by then: who interrupts wants no result.
-        if self.console.interrupted() { Err(Failure::Interrupted) } else { Ok(result?) }
+        if self.console.interrupted() {
+            return Err(Failure::Interrupted);
+        }
+        let result = result?;
+        if let (Some(trace), Some(path)) = (trace, dump) {
+            trace.write(path)?;
+        }
+        Ok(result)
     }
 
     /// Prints a result, and what is worth knowing about it.

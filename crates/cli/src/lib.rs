@@ -29,7 +29,9 @@ pub fn main() -> ExitCode {
     // A panic is a bug: one sentence instead of a trace, and an ordinary failure for whoever waits for the result.
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
-        let what = info.payload_as_str().unwrap_or("it gave no reason");
+        let payload = info.payload();
+        let what = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+        let what = what.unwrap_or("it gave no reason");
         eprintln!("error: this is a bug in retouch{place} ({what}); please report it with the command that you ran");
     }));
     match panic::catch_unwind(|| run(cli.command, &console)) {

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{FormattedDuration, HumanBytes, ProgressBar, ProgressStyle};
 use retouch::{Control, Event, Observer, Stage, weights::hub};
 
 use crate::console::Console;
@@ -12,12 +12,14 @@ pub struct EditProgress<'a> {
     console: &'a Console,
     bar: Option<ProgressBar>,
     images: usize,
+    /// Time of all steps so far.
+    spent: Duration,
 }
 
 impl<'a> EditProgress<'a> {
     /// `images` is how many images share the bar.
     pub fn new(console: &'a Console, images: usize) -> Self {
-        Self { console, bar: None, images }
+        Self { console, bar: None, images, spent: Duration::ZERO }
     }
 
     fn spin(&mut self, text: String) {
@@ -31,12 +33,13 @@ impl<'a> EditProgress<'a> {
         if done == 1 {
             self.clear();
             let bar = self.console.bars.add(ProgressBar::new(total as u64));
-            bar.set_style(style("{msg} [{bar:30}] {pos}/{len} steps, {prefix} s/step, {eta} left"));
-            bar.set_message("editing");
+            bar.set_style(style("editing [{bar:30}] {pos}/{len} steps, {msg}"));
             self.bar = Some(bar);
         }
+        self.spent += took;
         if let Some(bar) = &self.bar {
-            bar.set_prefix(format!("{:.2}", took.as_secs_f64()));
+            let left = self.spent.mul_f64(total.saturating_sub(done) as f64 / done as f64);
+            bar.set_message(format!("{:.2} s/step, {} left", took.as_secs_f64(), FormattedDuration(left)));
             bar.set_position(done as u64);
         }
     }

@@ -3,14 +3,14 @@
 //! Our own rather than candle-transformers': that one fixes the activation, the epsilon and the pooling to those of
 //! one model, holds its matrices where a quantised form cannot be put, and divides by the number of heads unchecked.
 
-use candle_core::{Device, Module, Result, Tensor, bail};
+use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::{Embedding, LayerNorm};
 use retouch_weights::{ClipShape, Linear, Weights};
 use serde::Deserialize;
 
 use crate::{
     config::{check_sizes, unsupported},
-    layers::{checked_ids, load_embedding, merge_heads, softmax, split_heads},
+    layers::{checked_ids, load_embedding, merge_heads, normalise, softmax, split_heads},
 };
 
 /// What `text_encoder/config.json` says; the names and the defaults of absent values are those of `CLIPTextConfig` in
@@ -188,12 +188,13 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.layer_norm1.forward(x)?, mask)?)?;
-        &x + self.mlp.forward(&self.layer_norm2.forward(&x)?)?
+        let x = (x + self.self_attn.forward(&normalise(&self.layer_norm1, x)?, mask)?)?;
+        &x + self.mlp.forward(&normalise(&self.layer_norm2, &x)?)?
     }
 }
 
 fn load_norm(weights: &Weights, config: &ClipConfig) -> retouch_weights::Result<LayerNorm> {
+    let weights = weights.with_dtype(DType::F32);
     let (weight, bias) = (weights.get(config.hidden_size, "weight")?, weights.get(config.hidden_size, "bias")?);
     Ok(LayerNorm::new(weight, bias, config.layer_norm_eps))
 }
@@ -249,7 +250,7 @@ impl ClipEncoder {
         let x = self.layers.iter().try_fold(x, |x, layer| layer.forward(&x, &mask))?;
         // The normalisation acts on each token alone: only the one that is wanted needs it.
         let ends = texts.iter().enumerate().map(|(text, ids)| x.get(text)?.get(self.end_of_text(ids)));
-        self.final_layer_norm.forward(&Tensor::stack(&ends.collect::<Result<Vec<_>>>()?, 0)?)
+        normalise(&self.final_layer_norm, &Tensor::stack(&ends.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// Where the end-of-text token is; 0, as in the reference, where there is none.

@@ -51,7 +51,7 @@ fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
 ///
 /// Source: `NewGELUActivation` in transformers' `activations.py`.
 fn gelu(x: f32) -> f32 {
-    const TWICE_ROOT: f32 = 1.595_769_1; // 2 sqrt(2/pi)
+    const TWICE_ROOT: f32 = std::f32::consts::SQRT_2 * std::f32::consts::FRAC_2_SQRT_PI; // 2 sqrt(2/pi)
     x / (1.0 + (-TWICE_ROOT * (x + 0.044_715 * x * x * x)).exp())
 }
 

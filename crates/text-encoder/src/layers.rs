@@ -1,6 +1,6 @@
 //! What both encoders share.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Module, Result, Tensor, bail};
 use candle_nn::Embedding;
 use retouch_weights::Weights;
 
@@ -35,4 +35,11 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
 /// Over the last axis. The reference computes it in f32 whatever the dtype of the scores is.
 pub fn softmax(scores: &Tensor) -> Result<Tensor> {
     candle_nn::ops::softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(scores.dtype())
+}
+
+/// Applies a normalisation whose parameters are f32, whatever the dtype of `x`; returns that of `x`.
+///
+/// The reference takes mean and variance in f32; candle's own in half precision rounds them on the CPU.
+pub fn normalise(norm: &impl Module, x: &Tensor) -> Result<Tensor> {
+    norm.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
 }

@@ -1,8 +1,8 @@
 //! The encoder of T5 v1.1, of which FLUX.1 takes the last hidden state, attending to the padding as well.
 //!
 //! Our own rather than candle-transformers': in f16 the reference keeps the feed-forward's second matrix in f32, which
-//! that one does not; its normalisation takes six passes, and its matrices are held where a quantised form cannot be
-//! put.
+//! that one does not; its normalisation and its activation on the CPU take several passes on one thread; and its
+//! matrices are held where a quantised form cannot be put.
 
 use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::{Embedding, RmsNorm};
@@ -148,29 +148,30 @@ struct FeedForward {
     wi_0: Linear,
     wi_1: Linear,
     wo: Linear,
-    /// The dtype of `wo`, and of what comes out.
-    dtype: DType,
+    wo_dtype: DType,
 }
 
 impl FeedForward {
-    fn load(weights: &Weights, config: &T5Config, dtype: DType) -> retouch_weights::Result<Self> {
+    fn load(weights: &Weights, config: &T5Config) -> retouch_weights::Result<Self> {
         let (hidden, inner) = (config.d_model, config.d_ff);
+        // As the reference does: what it makes can leave the range of f16.
+        let wo_dtype = if weights.dtype() == DType::F16 { DType::F32 } else { weights.dtype() };
         Ok(Self {
             wi_0: Linear::load_no_bias(&weights.pp("wi_0"), hidden, inner)?,
             wi_1: Linear::load_no_bias(&weights.pp("wi_1"), hidden, inner)?,
-            wo: Linear::load_no_bias(&weights.pp("wo").with_dtype(dtype), inner, hidden)?,
-            dtype,
+            wo: Linear::load_no_bias(&weights.pp("wo").with_dtype(wo_dtype), inner, hidden)?,
+            wo_dtype,
         })
     }
 
-    /// `[b, tokens, d_model]` to the same.
+    /// `[b, tokens, d_model]` to the same, in the dtype of `wo`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (gate, value) = (self.wi_0.forward(x)?, self.wi_1.forward(x)?); // [b, tokens, d_ff]
         let gated = match (x.device(), x.dtype()) {
             (Device::Cpu, DType::F32) => cpu::gated_gelu(&gate, &value)?,
             _ => (gate.gelu()? * value)?,
         };
-        self.wo.forward(&gated.to_dtype(self.dtype)?)
+        self.wo.forward(&gated.to_dtype(self.wo_dtype)?)
     }
 }
 
@@ -183,27 +184,29 @@ struct Block {
 }
 
 impl Block {
-    fn load(weights: &Weights, config: &T5Config, residual: DType) -> retouch_weights::Result<Self> {
+    fn load(weights: &Weights, config: &T5Config) -> retouch_weights::Result<Self> {
         let (first, second) = (weights.pp("layer.0"), weights.pp("layer.1"));
         Ok(Self {
-            attention_norm: load_norm(&first.pp("layer_norm"), config, residual)?,
+            attention_norm: load_norm(&first.pp("layer_norm"), config)?,
             attention: Attention::load(&first.pp("SelfAttention"), config)?,
-            feed_forward_norm: load_norm(&second.pp("layer_norm"), config, residual)?,
-            feed_forward: FeedForward::load(&second.pp("DenseReluDense"), config, residual)?,
+            feed_forward_norm: load_norm(&second.pp("layer_norm"), config)?,
+            feed_forward: FeedForward::load(&second.pp("DenseReluDense"), config)?,
         })
     }
 
-    /// `x` `[b, tokens, d_model]` in the residual's dtype, `bias` `[1, heads, tokens, tokens]` in the weights'.
+    /// `x` `[b, tokens, d_model]` in f32, `bias` `[1, heads, tokens, tokens]` in the weights' dtype.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let normed = self.attention_norm.forward(x)?.to_dtype(bias.dtype())?;
-        let x = (x + self.attention.forward(&normed, bias)?.to_dtype(x.dtype())?)?;
+        let x = (x + self.attention.forward(&normed, bias)?.to_dtype(DType::F32)?)?;
         let normed = self.feed_forward_norm.forward(&x)?.to_dtype(bias.dtype())?;
-        &x + self.feed_forward.forward(&normed)?
+        &x + self.feed_forward.forward(&normed)?.to_dtype(DType::F32)?
     }
 }
 
-fn load_norm(weights: &Weights, config: &T5Config, dtype: DType) -> retouch_weights::Result<RmsNorm> {
-    Ok(RmsNorm::new(weights.with_dtype(dtype).get(config.d_model, "weight")?, config.layer_norm_epsilon))
+/// In f32, as what it is applied to.
+fn load_norm(weights: &Weights, config: &T5Config) -> retouch_weights::Result<RmsNorm> {
+    let weight = weights.with_dtype(DType::F32).get(config.d_model, "weight")?;
+    Ok(RmsNorm::new(weight, config.layer_norm_epsilon))
 }
 
 /// From the ids of a prompt to one vector per token.
@@ -212,9 +215,6 @@ fn load_norm(weights: &Weights, config: &T5Config, dtype: DType) -> retouch_weig
 pub struct T5Encoder {
     config: T5Config,
     dtype: DType,
-    /// The dtype of the sum that runs through the blocks. In f16 it would overflow: there the reference keeps `wo` in
-    /// f32, and its sum becomes f32 with the first one added.
-    residual: DType,
     shared: Embedding,
     /// `[buckets, heads]`
     relative_attention_bias: Tensor,
@@ -230,7 +230,6 @@ impl T5Encoder {
     pub fn load(weights: &Weights, config: &T5Config) -> retouch_weights::Result<Self> {
         config.check("T5's configuration")?;
         let dtype = weights.dtype();
-        let residual = if dtype == DType::F16 { DType::F32 } else { dtype };
         let blocks = weights.pp("encoder.block");
         // The first block's bias serves all of them.
         let buckets = (config.relative_attention_num_buckets, config.num_heads);
@@ -239,12 +238,11 @@ impl T5Encoder {
             shared: load_embedding(&weights.pp("shared"), config.vocab_size, config.d_model)?,
             relative_attention_bias: bias,
             blocks: (0..config.num_layers)
-                .map(|i| Block::load(&blocks.pp(i), config, residual))
+                .map(|i| Block::load(&blocks.pp(i), config))
                 .collect::<retouch_weights::Result<_>>()?,
-            final_layer_norm: load_norm(&weights.pp("encoder.final_layer_norm"), config, residual)?,
+            final_layer_norm: load_norm(&weights.pp("encoder.final_layer_norm"), config)?,
             config: config.clone(),
             dtype,
-            residual,
         })
     }
 
@@ -257,7 +255,8 @@ impl T5Encoder {
         if tokens == 0 {
             bail!("no tokens for T5, which takes at least 1")
         }
-        let x = self.shared.forward(ids)?.to_dtype(self.residual)?; // [b, tokens, d_model]
+        // The sum that runs through the blocks leaves the range of f16 and is rounded coarsely in bf16: it is f32 always.
+        let x = self.shared.forward(ids)?.to_dtype(DType::F32)?; // [b, tokens, d_model]
         let bias = self.position_bias(tokens)?;
         let x = self.blocks.iter().try_fold(x, |x, block| block.forward(&x, &bias))?;
         self.final_layer_norm.forward(&x)?.to_dtype(self.dtype)

@@ -8,9 +8,12 @@ use retouch_weights::{Component, Folder, Weights};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
+/// What the reference computed in one whole call, and the file it lies in.
+type Call = (String, HashMap<String, Tensor>);
+
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
 
-/// Largest difference over the largest magnitude. Measured: 2e-6 to encode, 3e-6 to decode.
+/// Largest difference over the largest magnitude. Measured: 1.6e-6 to encode, 0.9e-6 to decode.
 const TOLERANCE: f64 = 1e-5;
 
 fn tiny() -> Folder {
@@ -25,8 +28,8 @@ fn weights(dtype: DType) -> Result<Weights, Box<dyn Error>> {
     Ok(Component::Vae.in_folder(&tiny(), dtype, &Device::Cpu)?)
 }
 
-/// The tensors of every whole call of the reference, by the name of the call.
-fn calls() -> Result<Vec<(String, HashMap<String, Tensor>)>, Box<dyn Error>> {
+/// Every whole call of the reference.
+fn calls() -> Result<Vec<Call>, Box<dyn Error>> {
     let mut calls = Vec::new();
     for entry in fs::read_dir(format!("{FIXTURES}/kontext"))? {
         let path = entry?.path();
@@ -78,7 +81,6 @@ fn decode_distance(decoder: &VaeDecoder) -> Result<f64, Box<dyn Error>> {
 #[test]
 fn latents_equal_the_references() -> Outcome {
     let distance = encode_distance(&VaeEncoder::load(&weights(DType::F32)?, &config()?)?)?;
-    println!("encode: {distance:e}");
     assert!(distance < TOLERANCE, "{distance:e}");
     Ok(())
 }
@@ -86,7 +88,6 @@ fn latents_equal_the_references() -> Outcome {
 #[test]
 fn images_equal_the_references() -> Outcome {
     let distance = decode_distance(&VaeDecoder::load(&weights(DType::F32)?, &config()?)?)?;
-    println!("decode: {distance:e}");
     assert!(distance < TOLERANCE, "{distance:e}");
     Ok(())
 }
