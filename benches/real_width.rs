@@ -47,8 +47,7 @@ fn random_store(shapes: &[(String, Vec<usize>)]) -> Store {
         let start = data.len();
         let fan_in: usize = shape[1..].iter().product();
         let scale = (fan_in.max(1) as f32).powf(-0.5);
-        let bytes: Vec<u8> =
-            block.iter().flat_map(|v| half::bf16::from_f32(v * scale).to_le_bytes()).collect();
+        let bytes: Vec<u8> = block.iter().flat_map(|v| half::bf16::from_f32(v * scale).to_le_bytes()).collect();
         let len = 2 * shape.iter().product::<usize>();
         data.extend(bytes.iter().cycle().take(len));
         header.insert(

@@ -73,16 +73,14 @@ fn denoise(c: &mut Criterion) {
     let transformer = FluxTransformer::load(&weights, &config).unwrap();
     let pooled = noise(&[1, config.pooled_projection_dim]);
     let text = noise(&[1, 32, config.joint_attention_dim]);
-    let modulation =
-        |steps: &[f32]| ModulationTable::compute(&weights, &config, steps, 2.5, &pooled).unwrap();
+    let modulation = |steps: &[f32]| ModulationTable::compute(&weights, &config, steps, 2.5, &pooled).unwrap();
     c.bench_function("modulation/nano/8_steps", |b| b.iter(|| modulation(&[1000.0; 8])));
     for pixels in [128, 512] {
         let side = pixels / 16;
         let latents = noise(&[1, config.in_channels / 4, 2 * side, 2 * side]);
         let tokens = tokens::pack(&latents).unwrap();
         let reference = Reference { tokens: &tokens, rows: side, columns: side };
-        let conditioning =
-            transformer.condition(&text, Some(reference), (side, side), modulation(&[1000.0])).unwrap();
+        let conditioning = transformer.condition(&text, Some(reference), (side, side), modulation(&[1000.0])).unwrap();
         c.bench_function(&format!("denoise_step/nano/{pixels}px"), |b| {
             b.iter(|| transformer.velocity(&tokens, &conditioning, 0).unwrap())
         });

@@ -51,10 +51,8 @@ fn stored(folder: &str, name: &str) -> Option<Stored> {
 }
 
 fn tiny(precision: Precision) -> Engine {
-    let source = ModelSource {
-        base: Some(fixtures().join("tiny-kontext").display().to_string()),
-        ..Default::default()
-    };
+    let source =
+        ModelSource { base: Some(fixtures().join("tiny-kontext").display().to_string()), ..Default::default() };
     let options = EngineOptions { precision: Some(precision), keep_loaded: true, ..Default::default() };
     Engine::open(&source, options, &mut NoProgress).unwrap()
 }

@@ -140,6 +140,13 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// The options of single files that are given.
+    pub fn given(&self) -> Vec<&'static str> {
+        let Self { transformer, vae, clip, t5, .. } = self;
+        let options = [("--transformer", transformer), ("--vae", vae), ("--clip", clip), ("--t5", t5)];
+        options.into_iter().filter(|(_, file)| file.is_some()).map(|(option, _)| option).collect()
+    }
+
     /// The model to open; `stored` names one where no flag does.
     pub fn source(&self, stored: Option<&str>) -> ModelSource {
         let Self { model, transformer, vae, clip, t5, tokenizers } = self.clone();

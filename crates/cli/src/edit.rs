@@ -59,6 +59,11 @@ fn repeat(
         let (then, now) = (&stored.version, env!("CARGO_PKG_VERSION"));
         console.note(&format!("note: {} was made by retouch {then}, this is {now}: results may differ", display(from)));
     }
+    // Single files are stored by name only, as folders are nobody's business: they have to be given again.
+    let given = common.model.given();
+    if let Some((option, file)) = stored.single_files.iter().find(|(option, _)| !given.contains(&option.as_str())) {
+        return Failure::usage(format!("{} was made with {option} {file}; give that file again", display(from)));
+    }
     let source = match (image, &stored.source_sha256) {
         (Some(path), wanted) => {
             let picture = files::read_picture(&path)?;

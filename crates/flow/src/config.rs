@@ -37,7 +37,7 @@ impl FluxConfig {
     pub fn of(weights: &Weights) -> Result<Self> {
         let shape = FluxShape::of(weights)?;
         let refuse = |reason: String| WeightsError::Unsupported { what: weights.store().describe(), reason };
-        if shape.head_dim == 0 || shape.hidden % shape.head_dim != 0 {
+        if shape.head_dim == 0 || !shape.hidden.is_multiple_of(shape.head_dim) {
             return Err(refuse(format!(
                 "a width of {} is no multiple of the head size {}",
                 shape.hidden, shape.head_dim
@@ -89,7 +89,7 @@ impl FluxConfig {
         if self.num_layers > 1000 || self.num_single_layers > 1000 {
             return refuse(format!("{} + {} blocks are too many", self.num_layers, self.num_single_layers));
         }
-        if self.in_channels % 4 != 0 {
+        if !self.in_channels.is_multiple_of(4) {
             return refuse(format!("in_channels is {}; a packed 2x2 patch needs a multiple of 4", self.in_channels));
         }
         let axes = self.axes_dims_rope;

@@ -8,7 +8,9 @@ use retouch::{Control, EditRequest, Engine, EngineOptions, Event, ModelSource, N
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [source, prompt, output] = arguments.as_slice() else { return Err("give an image, a prompt and an output".into()) };
+    let [source, prompt, output] = arguments.as_slice() else {
+        return Err("give an image, a prompt and an output".into());
+    };
 
     let request = EditRequest {
         prompt: prompt.clone(),

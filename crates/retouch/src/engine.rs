@@ -197,6 +197,7 @@ impl Engine {
             seed,
             batch,
             model: self.model.files().name.clone(),
+            single_files: self.model.files().single_files(),
             steps: plan.steps,
             guidance: plan.guidance,
             max_sequence_length: plan.max_sequence_length,

@@ -198,7 +198,8 @@ impl Flux1 {
             Some(transformer) => transformer,
             None => FluxTransformer::load(&weights, &self.flux_config)?,
         };
-        let reference = reference.map(|latents| Ok::<_, Error>((tokens::pack(latents)?, latents.dims4()?))).transpose()?;
+        let reference =
+            reference.map(|latents| Ok::<_, Error>((tokens::pack(latents)?, latents.dims4()?))).transpose()?;
         let mut conditionings = Vec::with_capacity(prompts.len());
         for (prompt, table) in prompts.iter().zip(tables) {
             let reference = reference.as_ref().map(|(tokens, (_, _, height, width))| Reference {

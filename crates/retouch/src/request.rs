@@ -1,6 +1,6 @@
 //! What is asked of the engine, and what it answers.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,9 @@ pub struct Parameters {
     pub batch: Option<(usize, usize)>,
     /// The model's name, as the user gave it.
     pub model: String,
+    /// Single files that stood in for parts of the model: their names by the option that gave them (`--vae`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub single_files: BTreeMap<String, String>,
     pub steps: usize,
     pub guidance: f64,
     pub max_sequence_length: usize,
@@ -238,7 +241,9 @@ impl EditRequest {
             return refuse("true-cfg needs a negative prompt; give one (it may be empty) or leave true-cfg out".into());
         }
         if self.negative_prompt.is_some() && self.true_cfg.is_none_or(|scale| scale <= 1.0) {
-            return refuse("a negative prompt acts only with a true-cfg above 1, e.g. 2.0; give both or neither".into());
+            return refuse(
+                "a negative prompt acts only with a true-cfg above 1, e.g. 2.0; give both or neither".into(),
+            );
         }
         match self.seeds.images() {
             0 => return refuse("no image was asked for; give at least one seed".into()),

@@ -87,7 +87,7 @@ impl SizeRules<'_> {
     }
 
     fn exact(&self, what: &str, (width, height): Size) -> Result<Size> {
-        if width == 0 || height == 0 || width % self.multiple != 0 || height % self.multiple != 0 {
+        if width == 0 || height == 0 || !width.is_multiple_of(self.multiple) || !height.is_multiple_of(self.multiple) {
             let near = |x: usize| ((x + self.multiple / 2) / self.multiple).max(1).saturating_mul(self.multiple);
             return Err(Error::BadRequest(format!(
                 "the {what} {width}x{height} is not usable: both must be multiples of {}, e.g. {}x{}",
@@ -116,11 +116,7 @@ fn aspect((width, height): Size) -> f64 {
 /// The size with the nearest width over height; of equally near ones the narrowest.
 fn nearest_aspect(sizes: &[Size], ratio: f64) -> Size {
     let distance = |&size: &Size| (ratio - aspect(size)).abs();
-    sizes
-        .iter()
-        .copied()
-        .min_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b)))
-        .unwrap_or((1024, 1024))
+    sizes.iter().copied().min_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b))).unwrap_or((1024, 1024))
 }
 
 /// Scales down to at most `area` pixels.

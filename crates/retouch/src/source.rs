@@ -1,6 +1,9 @@
 //! Which files make up a model.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device};
 use retouch_models::{ModelDefaults, NANO_KONTEXT_ID, defaults_for};
@@ -101,10 +104,7 @@ impl ModelFiles {
                 let folder = Folder::on_disk(path);
                 (folder.sub("tokenizer"), folder.sub("tokenizer_2"))
             }
-            None => (
-                hub::clip_tokenizer(hub, progress)?,
-                hub::t5_tokenizer(hub, progress)?,
-            ),
+            None => (hub::clip_tokenizer(hub, progress)?, hub::t5_tokenizer(hub, progress)?),
         };
         let name = source.transformer.as_deref().and_then(Path::file_name).unwrap_or_default();
         Ok(Self {
@@ -118,12 +118,23 @@ impl ModelFiles {
         })
     }
 
+    /// The names of the single files by the command line's option that gives them.
+    pub fn single_files(&self) -> BTreeMap<String, String> {
+        let named = |component: Component| {
+            let file = self.source.file(component)?.file_name()?.to_string_lossy().into_owned();
+            Some((component.option().to_string(), file))
+        };
+        Component::ALL.into_iter().filter_map(named).collect()
+    }
+
     /// The weights of a part, opened and checked but not read.
     pub fn weights(&self, component: Component, dtype: DType, device: &Device) -> Result<Weights> {
         let weights = match (self.source.file(component), &self.base) {
             (Some(path), _) => component.in_file(path, dtype, device),
             (None, Some(base)) => component.in_folder(base, dtype, device),
-            (None, None) => Err(WeightsError::NoWeights { what: component.to_string(), expected: component.option().into() }),
+            (None, None) => {
+                Err(WeightsError::NoWeights { what: component.to_string(), expected: component.option().into() })
+            }
         };
         Ok(weights?)
     }
@@ -147,7 +158,12 @@ fn nano_kontext() -> Folder {
 }
 
 /// `name` is a folder, the embedded model or a hub id.
-fn base_folder(name: &str, source: &ModelSource, hub: &HubOptions, progress: &mut dyn DownloadProgress) -> Result<Folder> {
+fn base_folder(
+    name: &str,
+    source: &ModelSource,
+    hub: &HubOptions,
+    progress: &mut dyn DownloadProgress,
+) -> Result<Folder> {
     let path = Path::new(name);
     if path.is_dir() {
         Ok(Folder::on_disk(path))

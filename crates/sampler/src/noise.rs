@@ -8,7 +8,7 @@
 //! (`normal_fill_AVX2`), `native/cpu/avx_mathfun.h`.
 
 // The constants are those of the reference, digit for digit.
-#![allow(clippy::excessive_precision)]
+#![allow(clippy::excessive_precision, clippy::approx_constant)]
 
 /// PyTorch's CPU generator after `manual_seed`.
 pub struct TorchGenerator {
@@ -97,45 +97,45 @@ fn ln(x: f32) -> f32 {
     let mut exponent = ((bits >> 23) as i32 - 0x7f) as f32 + 1.0;
     let mantissa = f32::from_bits((bits & !0x7f80_0000) | 0x3f00_0000); // in [0.5, 1)
     let mut x = mantissa - 1.0;
-    if mantissa < 0.707_106_781_186_547_524 {
+    if mantissa < 0.707106781186547524 {
         exponent -= 1.0;
         x += mantissa;
     }
     let z = x * x;
-    let mut y = 7.037_683_6292E-2f32;
+    let mut y = 7.0376836292E-2f32;
     for c in [
-        -1.151_461_0310E-1,
-        1.167_699_8740E-1,
-        -1.242_014_0846E-1,
-        1.424_932_2787E-1,
-        -1.666_805_7665E-1,
-        2.000_071_4765E-1,
-        -2.499_999_3993E-1,
-        3.333_333_1174E-1,
+        -1.1514610310E-1,
+        1.1676998740E-1,
+        -1.2420140846E-1,
+        1.4249322787E-1,
+        -1.6668057665E-1,
+        2.0000714765E-1,
+        -2.4999993993E-1,
+        3.3333331174E-1,
     ] {
         y = y.mul_add(x, c);
     }
     y *= x;
-    y = y.mul_add(z, exponent * -2.121_944_40e-4);
+    y = y.mul_add(z, exponent * -2.12194440e-4);
     y = (-z).mul_add(0.5, y);
-    exponent.mul_add(0.693_359_375, x + y)
+    exponent.mul_add(0.693359375, x + y)
 }
 
 /// Cephes `sinf` and `cosf`, for angles from 0 up.
 fn sin_cos(x: f32) -> (f32, f32) {
-    let octant = ((x * 1.273_239_544_735_16) as i32 + 1) & !1;
+    let octant = ((x * 1.27323954473516) as i32 + 1) & !1;
     let y = octant as f32;
-    let x = y.mul_add(-0.785_156_25, x);
-    let x = y.mul_add(-2.418_756_484_985_351_562_5e-4, x);
-    let x = y.mul_add(-3.774_894_977_445_941_08e-8, x);
+    let x = y.mul_add(-0.78515625, x);
+    let x = y.mul_add(-2.4187564849853515625e-4, x);
+    let x = y.mul_add(-3.77489497744594108e-8, x);
     let z = x * x;
 
-    let mut c = 2.443_315_711_809_948E-5f32.mul_add(z, -1.388_731_625_493_765E-3);
-    c = c.mul_add(z, 4.166_664_568_298_827E-2);
+    let mut c = 2.443315711809948E-5f32.mul_add(z, -1.388731625493765E-3);
+    c = c.mul_add(z, 4.166664568298827E-2);
     c = (c * z).mul_add(z, -(z * 0.5)) + 1.0;
 
-    let mut s = (-1.951_529_5891E-4f32).mul_add(z, 8.332_160_8736E-3);
-    s = s.mul_add(z, -1.666_665_4611E-1);
+    let mut s = (-1.9515295891E-4f32).mul_add(z, 8.3321608736E-3);
+    s = s.mul_add(z, -1.6666654611E-1);
     s = (s * z).mul_add(x, x);
 
     let (sin, cos) = if octant & 2 == 0 { (s, c) } else { (c, s) };

@@ -139,7 +139,7 @@ impl std::fmt::Display for Folder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0 {
             Place::Disk(path) => write!(f, "{}", path.display()),
-            Place::Embedded { name, prefix, .. } => write!(f, "{name}/{}", prefix.trim_end_matches('/')),
+            Place::Embedded { name, prefix, .. } => f.write_str(format!("{name}/{prefix}").trim_end_matches('/')),
         }
     }
 }

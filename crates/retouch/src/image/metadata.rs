@@ -161,6 +161,7 @@ mod tests {
             seed: u64::MAX,
             batch: Some((1, 4)),
             model: "nano-kontext".to_string(),
+            single_files: Default::default(),
             steps: 8,
             guidance: 2.5,
             max_sequence_length: 512,
