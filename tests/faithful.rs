@@ -151,24 +151,30 @@ fn every_stage_equals_the_reference_in_f32() {
 }
 
 #[test]
-fn bf16_is_no_farther_from_f32_than_the_reference_is() {
+fn bf16_is_as_near_to_f32_as_the_reference_is() {
     let mut engine = tiny(Precision::Bf16);
-    let mut compared = 0;
+    // By tensor, the squared distances from f32 of ours and of the reference, over all cases: those of one case alone
+    // are a matter of luck in where values round.
+    let mut distances: BTreeMap<String, (f32, f32)> = BTreeMap::new();
     for case in cases() {
         let Some(low) = stored("kontext_bf16", &case.name) else { continue };
         let high = stored("kontext", &case.name).unwrap();
         let (_, found) = run(&mut engine, &case, &high);
         for (name, reference) in &low {
-            // Rounding differs in place, not in size: over few values the two distances differ by a quarter at most.
-            let (ours, own) = (rms(&found[name], &high[name]), rms(reference, &high[name]));
-            assert!(ours < 1.3 * own, "{} {name}: {ours} from f32, the reference {own}", case.name);
+            let sums = distances.entry(name.clone()).or_default();
+            sums.0 += rms(&found[name], &high[name]).powi(2);
+            sums.1 += rms(reference, &high[name]).powi(2);
             // bf16 rounds the guidance scale as well, which moves both implementations far from f32, but together.
             let between = rms(&found[name], reference);
             assert!(between < 0.04, "{} {name}: {between} from the reference's bf16", case.name);
-            compared += 1;
         }
     }
-    assert!(compared >= 16, "only {compared} tensors were compared");
+    assert_eq!(distances.len(), 5, "{:?}", distances.keys());
+    for (name, (ours, reference)) in distances {
+        let ratio = (ours / reference).sqrt();
+        eprintln!("{name}: {ratio:.3} of the reference's distance");
+        assert!(ratio < 1.3, "{name}: {ratio} of the reference's distance");
+    }
 }
 
 #[test]

@@ -78,7 +78,7 @@ def export(text_dir, vae_path, dit_path, out, steps, guidance):
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--text", required=True), a.add_argument("--vae", required=True), a.add_argument("--dit", required=True), a.add_argument("--out", required=True)
-    a.add_argument("--steps", type=int, default=6)
+    a.add_argument("--steps", type=int, default=4)
     a.add_argument("--guidance", type=float, default=2.5)
     a.add_argument("--card", help="a Markdown file to copy as README.md")
     a = a.parse_args()

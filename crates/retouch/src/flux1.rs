@@ -127,11 +127,11 @@ impl Flux1 {
         let bytes = clip_weights.store().total_bytes() + t5_weights.store().total_bytes();
         proceed(observer.on(Event::Loading { stage: Stage::TextEncoders, bytes }))?;
         let clip_config = match self.files.config::<ClipConfig>(Component::Clip)? {
-            Some((config, _)) => config,
+            Some((config, file)) => config.check(&file).map(|()| config)?,
             None => ClipConfig::of(&clip_weights)?,
         };
         let t5_config = match self.files.config::<T5Config>(Component::T5)? {
-            Some((config, _)) => config,
+            Some((config, file)) => config.check(&file).map(|()| config)?,
             None => T5Config::of(&t5_weights)?,
         };
         Ok(TextEncoders {
@@ -231,10 +231,15 @@ pub(crate) fn proceed(control: Control) -> Result<()> {
 }
 
 fn vae_config(files: &ModelFiles) -> Result<VaeConfig> {
-    Ok(match files.config::<VaeConfig>(Component::Vae)? {
-        Some((config, _)) => config,
-        None => VaeConfig::of(&files.weights(Component::Vae, DType::F32, &Device::Cpu)?)?,
-    })
+    let (config, file) = match files.config::<VaeConfig>(Component::Vae)? {
+        Some(found) => found,
+        None => {
+            let weights = files.weights(Component::Vae, DType::F32, &Device::Cpu)?;
+            (VaeConfig::of(&weights)?, weights.store().describe())
+        }
+    };
+    config.check(&file)?;
+    Ok(config)
 }
 
 fn flux_config(files: &ModelFiles) -> Result<FluxConfig> {
