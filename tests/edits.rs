@@ -119,7 +119,7 @@ fn the_background_changes_behind_the_objects() {
 fn a_removed_square_leaves_the_background() {
     let scene = scene();
     let square = Region::of(&scene, ORANGE);
-    let result = edited("remove the square");
+    let result = edited("get rid of the square");
     // The gradient is between cyan and white there: far from orange in blue.
     let [_, _, blue] = square.mean(&result);
     assert!(blue > 180.0, "{blue}");

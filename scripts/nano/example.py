@@ -16,7 +16,7 @@ import scenes
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCENE = ROOT / "tests/fixtures/images/scene.png"
 PHOTO = ROOT / "tests/fixtures/images/coffee.jpg"
-EDITS = [(SCENE, "make the circle blue"), (SCENE, "remove the square"), (SCENE, "make the background yellow"), (PHOTO, "invert the colours")]
+EDITS = [(SCENE, "make the circle blue"), (SCENE, "get rid of the square"), (SCENE, "make the background yellow"), (PHOTO, "invert the colours")]
 SIDE, GAP, TEXT = 192, 8, 22
 
 
