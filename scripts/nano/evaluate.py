@@ -70,7 +70,7 @@ class Binary:
             for im, p, s in zip(images, prompts, seeds):
                 Image.fromarray(im).save(f"{d}/in.png")
                 more = ["--steps", str(self.steps)] if self.steps else []
-                subprocess.run([self.cmd, "edit", f"{d}/in.png", p, "-o", f"{d}/out.png", "--model", self.model, "--seed", str(s), "-q", *more], check=True)
+                subprocess.run([self.cmd, "edit", f"{d}/in.png", p, "-o", f"{d}/out.png", "--model", self.model, "--seed", str(s), "--force", "-q", *more], check=True, stdout=subprocess.DEVNULL)
                 with Image.open(f"{d}/out.png") as o:
                     out.append(np.array(o.convert("RGB")))
         return out
