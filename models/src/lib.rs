@@ -76,7 +76,7 @@ pub fn known(id: &str) -> Option<&'static KnownModel> {
 }
 
 /// The defaults of a model that brings none of its own: those of its id where it is known, else those of the known
-/// model of the same pipeline that is not the embedded one, else FLUX.1 Kontext [dev]'s.
+/// model of the same pipeline that is not the embedded one, else FLUX.1 Kontext \[dev\]'s.
 ///
 /// `id_or_class` is a hub id, or the class that `model_index.json` names.
 pub fn defaults_for(id_or_class: &str) -> ModelDefaults {

@@ -10,7 +10,7 @@ use crate::{Error, Result, image::write_atomically};
 ///
 /// Names: `clip_ids`, `t5_ids`, `clip_pooled`, `t5_embeds` (the same with `negative_` for a negative prompt),
 /// `ref_latents` (unpacked, scaled), `noise` (unpacked), `sigmas`, `velocity.0`..., `latents` (unpacked, final, scaled),
-/// `image` (f32, [0,1], channels first; of a single image without a batch axis).
+/// `image` (f32, from 0 to 1, channels first; of a single image without a batch axis).
 #[derive(Default)]
 pub struct Trace(BTreeMap<String, Vec<Tensor>>);
 

@@ -27,7 +27,7 @@ pub struct SchedulerConfig {
 }
 
 impl Default for SchedulerConfig {
-    /// FLUX.1 [dev] and Kontext [dev].
+    /// FLUX.1 \[dev\] and Kontext \[dev\].
     fn default() -> Self {
         Self {
             use_dynamic_shifting: true,

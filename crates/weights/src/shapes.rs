@@ -19,7 +19,7 @@ pub struct FluxShape {
     pub pooled_dim: usize,
     /// Width of the sinusoidal embedding of the timestep.
     pub time_dim: usize,
-    /// Whether it takes the guidance scale as an input (the guidance-distilled [dev] models do, [schnell] does not).
+    /// Whether it takes the guidance scale as an input (the guidance-distilled \[dev\] models do, \[schnell\] does not).
     pub guidance: bool,
     /// Width of the blocks' MLP over `hidden`.
     pub mlp_ratio: f64,
