@@ -45,6 +45,30 @@ pub struct ModelDefaults {
     pub sizes: Sizes,
 }
 
+impl ModelDefaults {
+    /// Refuses what no edit can work with, in one sentence; sizes must be multiples of `multiple`.
+    pub fn check(&self, multiple: usize) -> Result<(), String> {
+        let fits = |&(width, height): &(usize, usize)| {
+            [width, height].iter().all(|side| (1..=8192).contains(side) && side.is_multiple_of(multiple))
+        };
+        if !(1..=1000).contains(&self.steps) {
+            return Err(format!("steps is {}; a model takes 1 to 1000", self.steps));
+        }
+        if !(self.guidance.is_finite() && self.guidance >= 0.0) {
+            return Err(format!("guidance is {}; it is a number from 0", self.guidance));
+        }
+        match &self.sizes {
+            Sizes::Preferred(sizes) if sizes.is_empty() || !sizes.iter().all(fits) => {
+                Err(format!("its preferred sizes must be multiples of {multiple} up to 8192, and at least one"))
+            }
+            Sizes::KeepUpToArea(area) if *area < multiple * multiple => {
+                Err(format!("keep_up_to_area is {area}; the smallest image has {} pixels", multiple * multiple))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The sizes that a model works at, `(width, height)` in pixels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -94,7 +118,7 @@ mod tests {
         assert_eq!(registry()[0].id, NANO_KONTEXT_ID);
         for model in registry() {
             assert!(model.license_url.starts_with("https://"), "{}", model.id);
-            assert!(model.defaults.steps > 0, "{}", model.id);
+            assert_eq!(model.defaults.check(16), Ok(()), "{}", model.id);
         }
     }
 

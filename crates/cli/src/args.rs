@@ -140,18 +140,24 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The options of single files that are given.
+    /// The options that are given for files in place of the model's own.
     pub fn given(&self) -> Vec<&'static str> {
-        let Self { transformer, vae, clip, t5, .. } = self;
-        let options = [("--transformer", transformer), ("--vae", vae), ("--clip", clip), ("--t5", t5)];
+        let Self { transformer, vae, clip, t5, tokenizers, .. } = self;
+        let options = [
+            ("--transformer", transformer),
+            ("--vae", vae),
+            ("--clip", clip),
+            ("--t5", t5),
+            ("--tokenizers", tokenizers),
+        ];
         options.into_iter().filter(|(_, file)| file.is_some()).map(|(option, _)| option).collect()
     }
 
-    /// The model to open; `stored` names one where no flag does.
+    /// The model to open; `stored` names one where no flag does: neither --model nor all four single files.
     pub fn source(&self, stored: Option<&str>) -> ModelSource {
         let Self { model, transformer, vae, clip, t5, tokenizers } = self.clone();
-        let none_given = [&transformer, &vae, &clip, &t5, &tokenizers].iter().all(|file| file.is_none());
-        let base = model.or_else(|| stored.filter(|_| none_given).map(str::to_string));
+        let complete = [&transformer, &vae, &clip, &t5].iter().all(|file| file.is_some());
+        let base = model.or_else(|| stored.filter(|_| !complete).map(str::to_string));
         ModelSource { base, transformer, vae, clip, t5, tokenizers }
     }
 }
@@ -272,6 +278,7 @@ mod tests {
         let base = |line: &str| args(line).source(Some("stored")).base;
         assert_eq!(base("retouch edit --from a.png").as_deref(), Some("stored"));
         assert_eq!(base("retouch edit --from a.png -m other").as_deref(), Some("other"));
-        assert_eq!(base("retouch edit --from a.png --vae v.safetensors"), None);
+        assert_eq!(base("retouch edit --from a.png --vae v --tokenizers t").as_deref(), Some("stored"));
+        assert_eq!(base("retouch edit --from a.png --transformer f --vae v --clip c --t5 t"), None);
     }
 }

@@ -67,7 +67,11 @@ impl SettingsArgs {
             num_images: self.num_images.or(fallback.num_images),
             steps: self.steps.or(fallback.steps),
             guidance: self.guidance.or(fallback.guidance),
-            negative_prompt: self.negative_prompt.or(fallback.negative_prompt),
+            // Switching true CFG off takes its negative prompt along.
+            negative_prompt: match self.true_cfg {
+                Some(scale) if scale <= 1.0 => self.negative_prompt,
+                _ => self.negative_prompt.or(fallback.negative_prompt),
+            },
             true_cfg: self.true_cfg.or(fallback.true_cfg),
             width,
             height,

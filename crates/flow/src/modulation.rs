@@ -65,11 +65,6 @@ impl ModulationTable {
         })
     }
 
-    /// Steps that it holds vectors for.
-    pub fn steps(&self) -> usize {
-        self.last.dims()[0]
-    }
-
     pub(crate) fn double_image(&self, block: usize, step: usize) -> candle_core::Result<[Modulation; 2]> {
         Ok([self.triple(&self.double_image[block], step, 0)?, self.triple(&self.double_image[block], step, 3)?])
     }

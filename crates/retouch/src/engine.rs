@@ -6,7 +6,10 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use retouch_flow::tokens::{pack, unpack};
 use retouch_sampler::{Schedule, TorchGenerator, denoise, guide};
-use retouch_weights::hub::{DownloadProgress, HubOptions};
+use retouch_weights::{
+    Pipeline, WeightsError,
+    hub::{DownloadProgress, HubOptions},
+};
 
 use crate::{
     Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelSource, Observer, Parameters,
@@ -54,6 +57,11 @@ impl Engine {
         let precision = options.precision.unwrap_or_else(|| Precision::default_for(&device));
         let files = ModelFiles::find(source, &HubOptions::from_env(), progress)?;
         let model = Flux1::new(files, &device, precision.dtype(), options.keep_loaded)?;
+        let files = model.files();
+        files
+            .defaults
+            .check(model.size_multiple())
+            .map_err(|reason| WeightsError::Unsupported { what: format!("{}: retouch.json", files.name), reason })?;
         Ok(Self { model, device, device_name: choice.to_string(), precision })
     }
 
@@ -158,6 +166,12 @@ impl Engine {
     /// Fills in the model's defaults and settles the sizes.
     fn plan(&self, request: &EditRequest) -> Result<Plan> {
         request.check()?;
+        if self.model.files().pipeline == Pipeline::Flux && request.image.is_some() {
+            return Err(Error::BadRequest(format!(
+                "{} makes images from words alone and cannot edit one; leave the image out, or use a Kontext model",
+                self.model.files().name
+            )));
+        }
         let defaults = &self.model.files().defaults;
         let rules = SizeRules { sizes: &defaults.sizes, multiple: self.model.size_multiple() };
         let reference = match &request.image {

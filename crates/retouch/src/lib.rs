@@ -43,3 +43,8 @@ pub use retouch_weights::{
 };
 pub use source::ModelSource;
 pub use trace::Trace;
+
+/// Compiles the README's example with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

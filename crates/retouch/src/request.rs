@@ -222,6 +222,9 @@ impl EditRequest {
                 negative.len()
             ));
         }
+        if self.image.as_ref().is_some_and(|image| image.width() == 0 || image.height() == 0) {
+            return refuse("the image has no pixels".into());
+        }
         if let Some(steps) = self.steps
             && !(1..=MAX_STEPS).contains(&steps)
         {

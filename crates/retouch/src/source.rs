@@ -30,7 +30,7 @@ pub struct ModelSource {
     pub clip: Option<PathBuf>,
     /// A single-file T5-XXL text encoder.
     pub t5: Option<PathBuf>,
-    /// A folder with `tokenizer` and `tokenizer_2` inside, for single files without a base.
+    /// A folder with `tokenizer` and `tokenizer_2` inside, in place of the base's.
     pub tokenizers: Option<PathBuf>,
 }
 
@@ -49,6 +49,7 @@ impl ModelSource {
 pub(crate) struct ModelFiles {
     /// How the user named the model.
     pub name: String,
+    pub pipeline: Pipeline,
     pub defaults: ModelDefaults,
     pub scheduler: SchedulerConfig,
     pub clip_tokenizer: Folder,
@@ -81,6 +82,7 @@ impl ModelFiles {
         };
         let tokenizers = source.tokenizers.as_ref().map_or_else(|| base.clone(), Folder::on_disk);
         Ok(Self {
+            pipeline,
             defaults,
             scheduler,
             clip_tokenizer: tokenizers.sub("tokenizer"),
@@ -109,6 +111,7 @@ impl ModelFiles {
         let name = source.transformer.as_deref().and_then(Path::file_name).unwrap_or_default();
         Ok(Self {
             name: name.to_string_lossy().into_owned(),
+            pipeline: Pipeline::FluxKontext,
             defaults: defaults_for(Pipeline::FluxKontext.class()),
             scheduler: SchedulerConfig::default(),
             clip_tokenizer,
@@ -118,13 +121,14 @@ impl ModelFiles {
         })
     }
 
-    /// The names of the single files by the command line's option that gives them.
+    /// The names of the files that stand in for parts of the base, by the command line's option that gives them.
     pub fn single_files(&self) -> BTreeMap<String, String> {
-        let named = |component: Component| {
-            let file = self.source.file(component)?.file_name()?.to_string_lossy().into_owned();
-            Some((component.option().to_string(), file))
+        let parts = Component::ALL.into_iter().map(|component| (component.option(), self.source.file(component)));
+        let named = |(option, path): (&str, Option<&Path>)| {
+            let file = path?.file_name()?.to_string_lossy().into_owned();
+            Some((option.to_string(), file))
         };
-        Component::ALL.into_iter().filter_map(named).collect()
+        parts.chain([("--tokenizers", self.source.tokenizers.as_deref())]).filter_map(named).collect()
     }
 
     /// The weights of a part, opened and checked but not read.

@@ -9,6 +9,8 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct SchedulerConfig {
+    #[serde(rename = "_class_name")]
+    pub class: String,
     /// Whether the shift depends on the number of output tokens (dev, Kontext) or is `shift` (schnell).
     pub use_dynamic_shifting: bool,
     pub shift: f64,
@@ -26,10 +28,14 @@ pub struct SchedulerConfig {
     pub stochastic_sampling: bool,
 }
 
+/// The scheduler of diffusers that this is.
+const CLASS: &str = "FlowMatchEulerDiscreteScheduler";
+
 impl Default for SchedulerConfig {
     /// FLUX.1 \[dev\] and Kontext \[dev\].
     fn default() -> Self {
         Self {
+            class: CLASS.into(),
             use_dynamic_shifting: true,
             shift: 3.0,
             base_image_seq_len: 256,
@@ -52,7 +58,9 @@ impl SchedulerConfig {
     /// The first setting that this sampler does not implement, if any, with what it does instead.
     pub fn unsupported(&self) -> Option<String> {
         let on = |flag: Option<bool>| flag == Some(true);
-        let setting = if on(self.use_karras_sigmas) {
+        let setting = if self.class != CLASS {
+            self.class.as_str()
+        } else if on(self.use_karras_sigmas) {
             "use_karras_sigmas"
         } else if on(self.use_exponential_sigmas) {
             "use_exponential_sigmas"

@@ -23,6 +23,8 @@ const PROGRAM: &str = "retouch";
 const ASCII_COMMENT: &[u8] = b"ASCII\0\0\0";
 /// The longest caption in `ImageDescription`, in characters: photo programs show it beside the picture.
 const MAX_CAPTION: usize = 1000;
+/// Most bytes of stored parameters: two prompts of the longest kind, escaped.
+const MAX_TEXT_BYTES: usize = 4 << 20;
 /// The longest JSON for a JPEG's EXIF, which is one segment that the other fields share.
 pub const MAX_JPEG_EXIF_JSON: usize = jpeg::MAX_SEGMENT - 6 - 4 * MAX_CAPTION - 512;
 
@@ -51,7 +53,11 @@ pub fn read_parameters(bytes: &[u8], name: &str) -> Result<Option<Parameters>> {
 fn png_text(bytes: &[u8]) -> std::result::Result<Option<String>, png::DecodingError> {
     let reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
     let chunk = reader.info().utf8_text.iter().find(|chunk| chunk.keyword == PNG_KEYWORD);
-    chunk.map(png::text_metadata::ITXtChunk::get_text).transpose()
+    let Some(chunk) = chunk else { return Ok(None) };
+    // Compressed text can unfold to a thousand times its size: a limit bounds what a file can make us allocate.
+    let mut chunk = chunk.clone();
+    chunk.decompress_text_with_limit(MAX_TEXT_BYTES)?;
+    chunk.get_text().map(Some)
 }
 
 fn jpeg_text(bytes: &[u8], format: ImageFormat) -> Option<String> {
