@@ -20,14 +20,14 @@ fn main() -> Result<()> {
     fs::write(out.join("nano_kontext.rs"), format!("&[\n{entries}]\n"))
 }
 
-/// All files below `folder` but the model card, as (path with slashes inside of the model, path on disk).
+/// All files below `folder` but the model card and its picture, as (path with slashes inside of the model, path on disk).
 fn list(folder: &Path, prefix: String, files: &mut Vec<(String, PathBuf)>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if entry.file_type()?.is_dir() {
             list(&entry.path(), format!("{prefix}{name}/"), files)?;
-        } else if !name.ends_with(".md") && !name.starts_with('.') {
+        } else if !name.ends_with(".md") && !name.ends_with(".png") && !name.starts_with('.') {
             files.push((format!("{prefix}{name}"), entry.path()));
         }
     }
