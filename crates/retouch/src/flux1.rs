@@ -9,6 +9,7 @@ use retouch_sampler::Schedule;
 use retouch_text_encoder::{ClipConfig, ClipEncoder, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer};
 use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use retouch_weights::{Component, Weights};
+use serde::de::DeserializeOwned;
 
 use crate::{Control, Error, Event, Observer, Result, Stage, Trace, source::ModelFiles};
 
@@ -45,8 +46,8 @@ pub(crate) struct Prompt {
 
 impl Flux1 {
     pub fn new(files: ModelFiles, device: &Device, dtype: DType, keep_loaded: bool) -> Result<Self> {
-        let vae_config = vae_config(&files)?;
-        let flux_config = flux_config(&files)?;
+        let vae_config = config(&files, Component::Vae, VaeConfig::of, VaeConfig::check)?;
+        let flux_config = config(&files, Component::Transformer, FluxConfig::of, FluxConfig::check)?;
         Ok(Self {
             files,
             device: device.clone(),
@@ -126,14 +127,8 @@ impl Flux1 {
         let t5_weights = self.weights(Component::T5)?;
         let bytes = clip_weights.store().total_bytes() + t5_weights.store().total_bytes();
         proceed(observer.on(Event::Loading { stage: Stage::TextEncoders, bytes }))?;
-        let clip_config = match self.files.config::<ClipConfig>(Component::Clip)? {
-            Some((config, file)) => config.check(&file).map(|()| config)?,
-            None => ClipConfig::of(&clip_weights)?,
-        };
-        let t5_config = match self.files.config::<T5Config>(Component::T5)? {
-            Some((config, file)) => config.check(&file).map(|()| config)?,
-            None => T5Config::of(&t5_weights)?,
-        };
+        let clip_config = config(&self.files, Component::Clip, ClipConfig::of, ClipConfig::check)?;
+        let t5_config = config(&self.files, Component::T5, T5Config::of, T5Config::check)?;
         Ok(TextEncoders {
             clip_tokenizer: ClipTokenizer::open(&self.files.clip_tokenizer)?,
             t5_tokenizer: T5Tokenizer::open(&self.files.t5_tokenizer)?,
@@ -230,26 +225,20 @@ pub(crate) fn proceed(control: Control) -> Result<()> {
     }
 }
 
-fn vae_config(files: &ModelFiles) -> Result<VaeConfig> {
-    let (config, file) = match files.config::<VaeConfig>(Component::Vae)? {
+/// The configuration of a part: from its folder, or read off the tensors `of` a single file; refused where `check` does.
+fn config<C: DeserializeOwned>(
+    files: &ModelFiles,
+    component: Component,
+    of: fn(&Weights) -> retouch_weights::Result<C>,
+    check: fn(&C, &str) -> retouch_weights::Result<()>,
+) -> Result<C> {
+    let (config, file) = match files.config::<C>(component)? {
         Some(found) => found,
         None => {
-            let weights = files.weights(Component::Vae, DType::F32, &Device::Cpu)?;
-            (VaeConfig::of(&weights)?, weights.store().describe())
+            let weights = files.weights(component, DType::F32, &Device::Cpu)?;
+            (of(&weights)?, weights.store().describe())
         }
     };
-    config.check(&file)?;
-    Ok(config)
-}
-
-fn flux_config(files: &ModelFiles) -> Result<FluxConfig> {
-    let (config, file) = match files.config::<FluxConfig>(Component::Transformer)? {
-        Some(found) => found,
-        None => {
-            let weights = files.weights(Component::Transformer, DType::F32, &Device::Cpu)?;
-            (FluxConfig::of(&weights)?, weights.store().describe())
-        }
-    };
-    config.check(&file)?;
+    check(&config, &file)?;
     Ok(config)
 }
