@@ -1,0 +1,89 @@
+//! Matrix products on slices.
+
+pub use gemm::Parallelism;
+
+/// A matrix in a slice.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    pub data: &'a [f32],
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+impl Matrix<'_> {
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        rows == 0 || columns == 0 || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
+    }
+}
+
+/// The shapes of `y = a b`: `y` is `rows` x `columns`, `a` `rows` x `depth`.
+#[derive(Clone, Copy)]
+pub struct Size {
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+}
+
+/// `y = factor * a b`, or with `add` `y += factor * a b`.
+///
+/// # Safety
+/// `y` points to `size.rows` rows of `size.columns` f32, `y_stride` apart, that nothing else reads or writes meanwhile.
+pub unsafe fn multiply(
+    y: *mut f32,
+    y_stride: usize,
+    size: Size,
+    add: bool,
+    factor: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    threads: Parallelism,
+) {
+    let Size { rows, columns, depth } = size;
+    assert!(a.holds(rows, depth) && b.holds(depth, columns), "a matrix product reads past its operands");
+    // SAFETY: the operands hold what is read (just checked), the caller vouches for `y`.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            depth,
+            y,
+            1,
+            y_stride as isize,
+            add,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+}
+
+/// An output that several threads write to, each to its own elements.
+#[derive(Clone, Copy)]
+pub struct Destination(*mut f32);
+
+// SAFETY: whoever takes a pointer from it says why no two threads write to the same element.
+unsafe impl Sync for Destination {}
+// SAFETY: as above.
+unsafe impl Send for Destination {}
+
+impl Destination {
+    pub fn new(y: &mut [f32]) -> Self {
+        Self(y.as_mut_ptr())
+    }
+
+    /// # Safety
+    /// `index` is within the output.
+    pub unsafe fn at(&self, index: usize) -> *mut f32 {
+        // SAFETY: by the caller.
+        unsafe { self.0.add(index) }
+    }
+}

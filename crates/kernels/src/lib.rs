@@ -1,0 +1,146 @@
+//! The operations in which an edit spends its time, each fused into one pass over its data.
+//!
+//! [`Kernels`] says what each one computes; its default methods are the definition, written in candle's own operations
+//! (module [`portable`]), and run on every device. A device that has something faster replaces methods:
+//!
+//! | operation | CPU | CUDA | Metal |
+//! |---|---|---|---|
+//! | attention | blocks with an online softmax | portable, in runs of queries | candle's fused attention |
+//! | linear (+ GELU), gated residual, modulated norm, heads, gated GELU | one pass, all threads | portable | portable |
+//! | convolution, group norm (+ SiLU) | tiles of matrix products; two passes | portable | portable |
+//!
+//! A model asks [`for_device`] once, when it is loaded, and keeps what it gets.
+//!
+//! Arithmetic inside an operation is f32 whatever the tensors' dtype; each operation rounds once, when it writes.
+
+mod conv;
+mod cpu;
+mod metal;
+pub mod portable;
+
+use std::fmt::Debug;
+
+use candle_core::{Device, Result, Tensor};
+
+pub use conv::Window;
+
+/// What follows a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    None,
+    /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    Gelu,
+}
+
+/// One stream's queries, keys and values as a fused projection makes them, and the norms of its heads.
+#[derive(Debug)]
+pub struct Stream<'a> {
+    /// `[batch, tokens, 3 * heads * head_dim]`; may be a view of wider rows.
+    pub qkv: &'a Tensor,
+    /// `[head_dim]`.
+    pub query_scale: &'a Tensor,
+    /// `[head_dim]`.
+    pub key_scale: &'a Tensor,
+}
+
+/// Cosines and sines of each token's angles, each `[tokens, head_dim / 2]` in f32.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    pub cos: Tensor,
+    pub sin: Tensor,
+}
+
+/// The fused operations. All tensors of a call are on one device; they have one dtype where nothing else is said.
+pub trait Kernels: Debug + Send + Sync {
+    /// `x W^T + b`, then `activation`: `x` `[..., in]`, `weight` `[out, in]`, `bias` `[out]`; returns `[..., out]`.
+    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+        portable::linear(x, weight, bias, activation)
+    }
+
+    /// Layer norm over the last axis without learned parameters (eps 1e-6), then `* (1 + scale) + shift`.
+    ///
+    /// `x` `[batch, tokens, hidden]`; `shift` and `scale` `[1, hidden]`; returns the shape of `x`.
+    fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        portable::modulated_norm(x, shift, scale)
+    }
+
+    /// `x + gate * y`: `x` and `y` `[batch, tokens, hidden]`, `gate` `[1, hidden]`.
+    fn gated_residual(&self, x: &Tensor, y: &Tensor, gate: &Tensor) -> Result<Tensor> {
+        portable::gated_residual(x, y, gate)
+    }
+
+    /// Splits the streams' projections into heads, brings each query and key to a root mean square of 1 (eps 1e-6) times
+    /// the learned scale, turns each pair of neighbouring channels by the token's angles, and joins the streams.
+    ///
+    /// Returns `[batch, tokens of all streams, 3, heads, head_dim]`: queries, keys, values. The angles count through
+    /// the streams' tokens in order.
+    fn heads(&self, streams: &[Stream<'_>], rotation: &Rotation) -> Result<Tensor> {
+        portable::heads(streams, rotation)
+    }
+
+    /// `softmax(scale * q k^T + bias) v` for every head.
+    ///
+    /// `q` `[batch, queries, heads, head_dim]`, `k` and `v` `[batch, keys, heads, head_dim]`, any strides but the last;
+    /// `bias` `[1, heads, queries, keys]`. Returns `[batch, queries, heads * head_dim]`.
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: f64) -> Result<Tensor> {
+        portable::attention(q, k, v, bias, scale)
+    }
+
+    /// [`Self::attention`] without bias, and beside it in each row `GELU(inner)`, the two inputs of a single block's output.
+    ///
+    /// `inner` `[batch, queries, mlp]`, may be a view; returns `[batch, queries, heads * head_dim + mlp]`.
+    fn attention_beside_gelu(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, inner: &Tensor) -> Result<Tensor> {
+        portable::attention_beside_gelu(q, k, v, scale, inner)
+    }
+
+    /// `GELU(gate) * value` for two tensors of one shape.
+    fn gated_gelu(&self, gate: &Tensor, value: &Tensor) -> Result<Tensor> {
+        portable::gated_gelu(gate, value)
+    }
+
+    /// Each of `groups` groups of channels brought to mean 0 and variance 1 over its image, then a scale and a shift per
+    /// channel, then `y * sigmoid(y)` if `silu`.
+    ///
+    /// `x` `[batch, channels, height, width]`, `weight` and `bias` `[channels]`.
+    fn group_norm(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        groups: usize,
+        epsilon: f64,
+        silu: bool,
+    ) -> Result<Tensor> {
+        portable::group_norm(x, weight, bias, groups, epsilon, silu)
+    }
+
+    /// A convolution plus `residual` (of the output's shape).
+    ///
+    /// `x` `[batch, in, height, width]`, `weight` `[out, in, k, k]`, `bias` `[out]`; returns `[batch, out, ...]` of the size
+    /// that `window` makes.
+    fn conv2d(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        residual: Option<&Tensor>,
+        window: Window,
+    ) -> Result<Tensor> {
+        portable::conv2d(x, weight, bias, residual, window)
+    }
+}
+
+/// The definitions and nothing else.
+#[derive(Debug)]
+pub struct Portable;
+
+impl Kernels for Portable {}
+
+/// The fastest that there is for a device.
+pub fn for_device(device: &Device) -> &'static dyn Kernels {
+    match device {
+        Device::Cpu => &cpu::Cpu,
+        Device::Cuda(_) => &Portable,
+        Device::Metal(_) => &metal::Metal,
+    }
+}

@@ -1,0 +1,208 @@
+//! Every device's operations against their definition (`portable`, in f64 on the CPU), for odd sizes and every dtype.
+//!
+//! The CPU always; a CUDA or Metal device where there is one and the feature is on.
+
+use candle_core::{DType, Device, Result, Tensor};
+use retouch_kernels::{Activation, Kernels, Portable, Rotation, Stream, Window, for_device};
+
+fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::Cpu];
+    if cfg!(feature = "cuda") {
+        devices.extend(Device::new_cuda(0).ok());
+    }
+    if cfg!(feature = "metal") {
+        devices.extend(Device::new_metal(0).ok());
+    }
+    devices
+}
+
+fn random(shape: impl Into<candle_core::Shape>) -> Tensor {
+    Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
+}
+
+/// Runs `operation` by its definition in f64 on `inputs` as rounded to each dtype, and with each device's kernels on
+/// those inputs in that dtype; the largest difference must stay below `tolerance` (f32) of the largest magnitude, or
+/// below two roundings of a narrow dtype.
+fn agree(name: &str, tolerance: f64, inputs: &[Tensor], operation: impl Fn(&dyn Kernels, &[Tensor]) -> Result<Tensor>) {
+    let largest = |x: &Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+    for device in devices() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let rounded: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+            let wide: Vec<Tensor> = rounded.iter().map(|x| x.to_dtype(DType::F64).unwrap()).collect();
+            let here: Vec<Tensor> = rounded.iter().map(|x| x.to_device(&device).unwrap()).collect();
+            let expected = operation(&Portable, &wide).unwrap();
+            let found = operation(for_device(&device), &here).unwrap();
+            assert_eq!((found.shape(), found.dtype()), (expected.shape(), dtype), "{name}");
+            let found = found.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+            let difference = largest(&(found - &expected).unwrap()) / largest(&expected).max(1e-30);
+            let bound = match dtype {
+                DType::F32 => tolerance,
+                DType::F16 => 1.0 / 1024.0,
+                _ => 1.0 / 128.0,
+            };
+            assert!(difference <= bound, "{name} on {device:?} in {dtype:?}: {difference:e} > {bound:e}");
+        }
+    }
+}
+
+#[test]
+fn linear() {
+    for (rows, input, output) in [(1, 1, 1), (3, 5, 7), (2, 33, 1500), (70, 128, 96), (257, 64, 2049)] {
+        let scale = (input as f64).powf(-0.5);
+        let inputs = [random((2, rows, input)), (random((output, input)) * scale).unwrap(), random(output)];
+        for activation in [Activation::None, Activation::Gelu] {
+            let name = format!("linear {rows}x{input}x{output} {activation:?}");
+            agree(&name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], Some(&x[2]), activation));
+            agree(&name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], None, activation));
+        }
+        // A view: all tokens but the first.
+        agree("linear of a view", 2e-6, &inputs, |k, x| {
+            k.linear(&x[0].narrow(1, rows / 2, rows - rows / 2)?, &x[1], Some(&x[2]), Activation::None)
+        });
+    }
+}
+
+#[test]
+fn modulated_norm_and_gated_residual() {
+    for (tokens, hidden) in [(1, 2), (5, 37), (33, 192), (9, 3072)] {
+        // A mean far from 0 shows a variance that loses its precision.
+        let inputs = [
+            (random((2, tokens, hidden)) + 3.0).unwrap(),
+            random((2, tokens, hidden)),
+            random((1, hidden)),
+            random((1, hidden)),
+        ];
+        let name = format!("{tokens}x{hidden}");
+        agree(&format!("modulated norm {name}"), 5e-6, &inputs, |k, x| k.modulated_norm(&x[0], &x[2], &x[3]));
+        agree(&format!("gated residual {name}"), 1e-6, &inputs, |k, x| k.gated_residual(&x[0], &x[1], &x[2]));
+        agree(&format!("gated GELU {name}"), 1e-6, &inputs, |k, x| k.gated_gelu(&x[1], &x[0]));
+        agree("views", 5e-6, &inputs, |k, x| {
+            let view = |i: usize| x[i].narrow(1, tokens / 2, tokens - tokens / 2);
+            k.gated_residual(&view(0)?, &k.modulated_norm(&view(1)?, &x[2], &x[3])?, &x[2])
+        });
+    }
+}
+
+#[test]
+fn heads() {
+    for (text, image, heads, head_dim) in [(1, 1, 1, 2), (3, 5, 2, 6), (7, 20, 3, 32), (2, 9, 2, 128)] {
+        let (width, tokens) = (3 * heads * head_dim, text + image);
+        let inputs = [
+            random((2, text, width)),
+            // Wider than the projection, as in a single block.
+            random((2, image, width + 10)),
+            random(head_dim),
+            random(head_dim),
+        ];
+        let angles = random((tokens, head_dim / 2));
+        agree(&format!("heads {tokens}x{heads}x{head_dim}"), 2e-6, &inputs, |k, x| {
+            let device = x[0].device();
+            let rotation = Rotation { cos: angles.cos()?.to_device(device)?, sin: angles.sin()?.to_device(device)? };
+            let image = x[1].narrow(2, 0, width)?;
+            let streams = [
+                Stream { qkv: &x[0], query_scale: &x[2], key_scale: &x[3] },
+                Stream { qkv: &image, query_scale: &x[3], key_scale: &x[2] },
+            ];
+            k.heads(&streams, &rotation)
+        });
+    }
+}
+
+#[test]
+fn attention() {
+    // Below, at and above the tiles' sizes (128 queries, 512 keys), and none a multiple of them.
+    for (queries, keys, heads, head_dim) in
+        [(1, 1, 1, 2), (5, 3, 2, 8), (130, 515, 2, 32), (128, 512, 1, 128), (300, 1100, 3, 16), (64, 70, 1, 512)]
+    {
+        let hidden = heads * head_dim;
+        let scale = (head_dim as f64).powf(-0.5);
+        let inputs = [
+            (random((2, queries, heads, head_dim)) * 3.0).unwrap(),
+            random((2, keys, heads, head_dim)),
+            random((2, keys, heads, head_dim)),
+            random((1, heads, queries, keys)),
+            random((2, queries, hidden + 5)),
+        ];
+        let name = format!("attention {queries}x{keys}x{heads}x{head_dim}");
+        agree(&name, 5e-6, &inputs, |k, x| k.attention(&x[0], &x[1], &x[2], None, scale));
+        agree(&format!("{name} with bias"), 5e-6, &inputs, |k, x| k.attention(&x[0], &x[1], &x[2], Some(&x[3]), scale));
+        agree(&format!("{name} beside GELU"), 5e-6, &inputs, |k, x| {
+            k.attention_beside_gelu(&x[0], &x[1], &x[2], scale, &x[4].narrow(2, 5, hidden)?)
+        });
+    }
+}
+
+#[test]
+fn attention_takes_parts_of_a_packed_projection() {
+    let inputs = [random((2, 40, 3, 2, 16))];
+    agree("packed attention", 5e-6, &inputs, |k, x| {
+        let part = |i: usize| x[0].narrow(2, i, 1)?.squeeze(2);
+        k.attention(&part(0)?.narrow(1, 10, 20)?, &part(1)?, &part(2)?, None, 0.25)
+    });
+}
+
+#[test]
+fn attention_survives_scores_that_grow_from_tile_to_tile() {
+    // Scores of up to +-1000: without the running maximum their exponentials are infinite.
+    let keys = 1300;
+    let ramp = Tensor::arange(0f32, keys as f32, &Device::Cpu).unwrap().reshape((1, keys, 1, 1)).unwrap();
+    let k = ((ramp - 650.0).unwrap() / 650.0).unwrap().broadcast_as((1, keys, 1, 4)).unwrap().contiguous().unwrap();
+    let q = (random((1, 9, 1, 4)) * 250.0).unwrap();
+    let v = random((1, keys, 1, 4));
+    let expected = Portable.attention(&q, &k, &v, None, 1.0).unwrap();
+    let found = for_device(&Device::Cpu).attention(&q, &k, &v, None, 1.0).unwrap();
+    let difference = (found - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(difference < 1e-4, "{difference}");
+}
+
+#[test]
+fn group_norm() {
+    for (channels, groups, height, width) in [(4, 2, 3, 5), (8, 8, 1, 1), (6, 1, 16, 16), (32, 4, 7, 9)] {
+        // A mean far from 0, which a sum of squares in f32 would not survive.
+        let inputs = [(random((2, channels, height, width)) + 30.).unwrap(), random(channels), random(channels)];
+        for silu in [false, true] {
+            let name = format!("group norm {channels} in {groups}, {height}x{width}, SiLU {silu}");
+            agree(&name, 2e-5, &inputs, |k, x| k.group_norm(&x[0], &x[1], &x[2], groups, 1e-6, silu));
+        }
+    }
+}
+
+#[test]
+fn conv2d() {
+    for window in [Window::Point, Window::Same, Window::Halving, Window::Doubling] {
+        for (batch, input, height, width) in
+            [(1, 1, 2, 2), (2, 3, 4, 6), (1, 7, 34, 62), (1, 2, 2, 700), (1, 2, 700, 2), (1, 2, 4, 3000)]
+        {
+            let (output, side) = (5, window.kernel());
+            let scale = ((input * side * side) as f64).powf(-0.5);
+            let inputs = [
+                random((batch, input, height, width)),
+                (random((output, input, side, side)) * scale).unwrap(),
+                random(output),
+                random((batch, output, window.out_size(height), window.out_size(width))),
+            ];
+            let name = format!("{window:?} over {batch}x{input}x{height}x{width}");
+            agree(&name, 3e-6, &inputs, |k, x| k.conv2d(&x[0], &x[1], &x[2], None, window));
+            agree(&name, 3e-6, &inputs, |k, x| k.conv2d(&x[0], &x[1], &x[2], Some(&x[3]), window));
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let cpu = for_device(&Device::Cpu);
+    let (x, y) = (random((1, 3, 8)), random((1, 3, 6)));
+    assert!(cpu.linear(&x, &random((4, 6)), None, Activation::None).is_err());
+    assert!(cpu.linear(&x, &random((4, 8)), Some(&random(3)), Activation::None).is_err());
+    assert!(cpu.gated_residual(&x, &y, &random((1, 8))).is_err());
+    assert!(cpu.modulated_norm(&x, &random((1, 6)), &random((1, 8))).is_err());
+    assert!(cpu.gated_gelu(&x, &y).is_err());
+    let (q, k) = (random((1, 3, 2, 4)), random((1, 5, 2, 4)));
+    assert!(cpu.attention(&q, &k, &q, None, 1.0).is_err());
+    assert!(cpu.attention(&q, &k, &k, Some(&random((1, 2, 3, 4))), 1.0).is_err());
+    assert!(cpu.attention_beside_gelu(&q, &k, &k, 1.0, &random((1, 4, 8))).is_err());
+    let image = random((1, 4, 4, 4));
+    assert!(cpu.group_norm(&image, &random(4), &random(4), 3, 1e-6, false).is_err());
+    assert!(cpu.conv2d(&image, &random((2, 3, 3, 3)), &random(2), None, Window::Same).is_err());
+    assert!(cpu.conv2d(&image, &random((2, 4, 3, 3)), &random(2), Some(&image), Window::Same).is_err());
+}
