@@ -9,12 +9,10 @@
 mod blocks;
 mod config;
 mod modulation;
-mod ops;
 mod rotary;
 pub mod tokens;
 mod transformer;
 
 pub use config::FluxConfig;
 pub use modulation::ModulationTable;
-pub use rotary::Rotary;
 pub use transformer::{Conditioning, FluxTransformer, Reference};

@@ -3,48 +3,36 @@
 //! Source: diffusers, `FluxPosEmbed` and `apply_rotary_emb` with `use_real_unbind_dim=-1`: each axis has its own
 //! channels of every head, each pair of neighbouring channels is turned by `position * theta^(-2i / channels)`.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
+use retouch_kernels::Rotation;
 
 use crate::tokens::Position;
 
 const THETA: f64 = 10_000.0;
 
-/// Cosines and sines for a sequence of positions, each `[tokens, head_dim / 2]` in f32.
-#[derive(Clone)]
-pub struct Rotary {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rotary {
-    /// Angles are computed in f64: neither bf16 nor f16 can tell neighbouring positions past 256 apart.
-    pub fn new(positions: &[Position], axes: [usize; 3], device: &Device) -> Result<Self> {
-        let pairs: usize = axes.iter().sum::<usize>() / 2;
-        let frequencies: Vec<(usize, f64)> = axes
-            .iter()
-            .enumerate()
-            .flat_map(|(axis, &channels)| {
-                (0..channels / 2).map(move |i| (axis, THETA.powf(-2.0 * i as f64 / channels as f64)))
-            })
-            .collect();
-        let mut cos = Vec::with_capacity(positions.len() * pairs);
-        let mut sin = Vec::with_capacity(positions.len() * pairs);
-        for position in positions {
-            for &(axis, frequency) in &frequencies {
-                let (s, c) = (f64::from(position[axis]) * frequency).sin_cos();
-                cos.push(c as f32);
-                sin.push(s as f32);
-            }
+/// The angles of a sequence of positions.
+///
+/// Computed in f64: neither bf16 nor f16 can tell neighbouring positions past 256 apart.
+pub fn rotation(positions: &[Position], axes: [usize; 3], device: &Device) -> Result<Rotation> {
+    let pairs: usize = axes.iter().sum::<usize>() / 2;
+    let frequencies: Vec<(usize, f64)> = axes
+        .iter()
+        .enumerate()
+        .flat_map(|(axis, &channels)| {
+            (0..channels / 2).map(move |i| (axis, THETA.powf(-2.0 * i as f64 / channels as f64)))
+        })
+        .collect();
+    let mut cos = Vec::with_capacity(positions.len() * pairs);
+    let mut sin = Vec::with_capacity(positions.len() * pairs);
+    for position in positions {
+        for &(axis, frequency) in &frequencies {
+            let (s, c) = (f64::from(position[axis]) * frequency).sin_cos();
+            cos.push(c as f32);
+            sin.push(s as f32);
         }
-        let shape = (positions.len(), pairs);
-        Ok(Self { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
     }
-
-    /// Turns `x` `[batch, heads, tokens, head_dim]`; computed in f32, returned in the dtype of `x`.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let turned = candle_nn::rotary_emb::rope_i(&x.to_dtype(DType::F32)?.contiguous()?, &self.cos, &self.sin)?;
-        turned.to_dtype(x.dtype())
-    }
+    let shape = (positions.len(), pairs);
+    Ok(Rotation { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
 }
 
 #[cfg(test)]
@@ -61,7 +49,7 @@ mod tests {
             .map(|id| std::array::from_fn(|axis| id[axis] as u32))
             .collect();
         for (name, axes) in [("rotary", [16, 56, 56]), ("rotary_tiny", [8, 12, 12])] {
-            let rotary = Rotary::new(&positions, axes, &Device::Cpu)?;
+            let rotary = rotation(&positions, axes, &Device::Cpu)?;
             for (table, kind) in [(rotary.cos, "cos"), (rotary.sin, "sin")] {
                 // The reference keeps each value twice, for both members of its pair.
                 let expected = stored[&format!("{name}.{kind}")].to_vec2::<f32>()?;

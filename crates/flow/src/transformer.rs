@@ -3,12 +3,13 @@
 //! Source: diffusers, `FluxTransformer2DModel`; Black Forest Labs, `flux/model.py`.
 
 use candle_core::{DType, Module, Tensor};
+use retouch_kernels::{Kernels, Rotation};
 use retouch_weights::{Linear, Result, Weights};
 
 use crate::{
-    FluxConfig, ModulationTable, Rotary,
+    FluxConfig, ModulationTable,
     blocks::{DoubleBlock, SingleBlock},
-    ops::ModulatedNorm,
+    rotary::rotation,
     tokens::{image_positions, text_positions},
 };
 
@@ -16,11 +17,11 @@ use crate::{
 pub struct FluxTransformer {
     config: FluxConfig,
     dtype: DType,
+    kernels: &'static dyn Kernels,
     img_in: Linear,
     txt_in: Linear,
     double_blocks: Vec<DoubleBlock>,
     single_blocks: Vec<SingleBlock>,
-    final_norm: ModulatedNorm,
     final_linear: Linear,
 }
 
@@ -30,7 +31,7 @@ pub struct Conditioning {
     text: Tensor,
     /// Projected reference image `[1, reference tokens, hidden]`.
     reference: Option<Tensor>,
-    rotary: Rotary,
+    rotation: Rotation,
     modulation: ModulationTable,
 }
 
@@ -50,6 +51,7 @@ impl FluxTransformer {
         Ok(Self {
             config: config.clone(),
             dtype: weights.dtype(),
+            kernels: weights.kernels(),
             img_in: Linear::load(&weights.pp("img_in"), config.in_channels, hidden)?,
             txt_in: Linear::load(&weights.pp("txt_in"), config.joint_attention_dim, hidden)?,
             double_blocks: (0..config.num_layers)
@@ -58,7 +60,6 @@ impl FluxTransformer {
             single_blocks: (0..config.num_single_layers)
                 .map(|i| SingleBlock::load(&single.pp(i), config))
                 .collect::<Result<_>>()?,
-            final_norm: ModulatedNorm::new(weights, hidden)?,
             final_linear: Linear::load(&weights.pp("final_layer").pp("linear"), hidden, config.in_channels)?,
         })
     }
@@ -81,7 +82,7 @@ impl FluxTransformer {
         Ok(Conditioning {
             text: self.txt_in.forward(&text.to_dtype(self.dtype)?)?,
             reference: reference.map(|r| self.img_in.forward(&r.tokens.to_dtype(self.dtype)?)).transpose()?,
-            rotary: Rotary::new(&positions, self.config.axes_dims_rope, text.device())?,
+            rotation: rotation(&positions, self.config.axes_dims_rope, text.device())?,
             modulation,
         })
     }
@@ -97,17 +98,25 @@ impl FluxTransformer {
         let mut text = c.text.clone();
         for (i, block) in self.double_blocks.iter().enumerate() {
             let modulation = (c.modulation.double_image(i, step)?, c.modulation.double_text(i, step)?);
-            (image, text) = block.forward(&image, &text, &c.rotary, &modulation.0, &modulation.1)?;
+            (image, text) = block.forward(&image, &text, &c.rotation, &modulation.0, &modulation.1)?;
             text = clip_f16(text)?;
         }
         let text_tokens = text.dim(1)?;
         let mut x = Tensor::cat(&[&text, &image], 1)?;
+        let outputs = text_tokens..text_tokens + latent_tokens; // the output image's tokens
         for (i, block) in self.single_blocks.iter().enumerate() {
-            x = clip_f16(block.forward(&x, &c.rotary, &c.modulation.single(i, step)?)?)?;
+            let modulation = c.modulation.single(i, step)?;
+            x = clip_f16(if i + 1 < self.single_blocks.len() {
+                block.forward(&x, &c.rotation, &modulation)?
+            } else {
+                block.forward_for(outputs.clone(), &x, &c.rotation, &modulation)?
+            })?;
         }
-        let x = x.narrow(1, text_tokens, latent_tokens)?; // the output image's tokens only
+        if self.single_blocks.is_empty() {
+            x = x.narrow(1, outputs.start, outputs.len())?;
+        }
         let (shift, scale) = c.modulation.last(step)?;
-        self.final_linear.forward(&self.final_norm.forward(&x, &shift, &scale)?)?.to_dtype(DType::F32)
+        self.final_linear.forward(&self.kernels.modulated_norm(&x, &shift, &scale)?)?.to_dtype(DType::F32)
     }
 }
 

@@ -81,7 +81,7 @@ pub trait Kernels: Debug + Send + Sync {
     /// `softmax(scale * q k^T + bias) v` for every head.
     ///
     /// `q` `[batch, queries, heads, head_dim]`, `k` and `v` `[batch, keys, heads, head_dim]`, any strides but the last;
-    /// `bias` `[1, heads, queries, keys]`. Returns `[batch, queries, heads * head_dim]`.
+    /// `bias` `[1, heads or 1, queries, keys]`, minus infinity where a query must not see a key. Returns `[batch, queries, heads * head_dim]`.
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: f64) -> Result<Tensor> {
         portable::attention(q, k, v, bias, scale)
     }

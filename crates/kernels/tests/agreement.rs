@@ -126,6 +126,19 @@ fn attention() {
         let name = format!("attention {queries}x{keys}x{heads}x{head_dim}");
         agree(&name, 5e-6, &inputs, |k, x| k.attention(&x[0], &x[1], &x[2], None, scale));
         agree(&format!("{name} with bias"), 5e-6, &inputs, |k, x| k.attention(&x[0], &x[1], &x[2], Some(&x[3]), scale));
+        // The same for all heads, and no later keys for the first half of the queries.
+        let mask = Tensor::from_vec(
+            (0..queries * keys)
+                .map(|i| if i % keys > i / keys && i / keys < queries / 2 { f64::NEG_INFINITY } else { 0.5 })
+                .collect(),
+            (1, 1, queries, keys),
+            &Device::Cpu,
+        );
+        let mask = mask.unwrap();
+        agree(&format!("{name} with a mask"), 5e-6, &inputs, |k, x| {
+            let mask = mask.to_dtype(x[0].dtype())?.to_device(x[0].device())?;
+            k.attention(&x[0], &x[1], &x[2], Some(&mask), scale)
+        });
         agree(&format!("{name} beside GELU"), 5e-6, &inputs, |k, x| {
             k.attention_beside_gelu(&x[0], &x[1], &x[2], scale, &x[4].narrow(2, 5, hidden)?)
         });

@@ -5,12 +5,13 @@
 
 use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::{Embedding, LayerNorm};
+use retouch_kernels::Kernels;
 use retouch_weights::{ClipShape, Linear, Weights};
 use serde::Deserialize;
 
 use crate::{
     config::{check_sizes, unsupported},
-    layers::{checked_ids, load_embedding, merge_heads, normalise, softmax, split_heads},
+    layers::{checked_ids, load_embedding, normalise},
 };
 
 /// What `text_encoder/config.json` says; the names and the defaults of absent values are those of `CLIPTextConfig` in
@@ -110,6 +111,7 @@ impl ClipConfig {
 
 /// Source: `CLIPAttention` in transformers' `models/clip/modeling_clip.py`.
 struct Attention {
+    kernels: &'static dyn Kernels,
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
@@ -123,6 +125,7 @@ impl Attention {
         let hidden = config.hidden_size;
         let linear = |name: &str| Linear::load(&weights.pp(name), hidden, hidden);
         Ok(Self {
+            kernels: weights.kernels(),
             q_proj: linear("q_proj")?,
             k_proj: linear("k_proj")?,
             v_proj: linear("v_proj")?,
@@ -132,14 +135,12 @@ impl Attention {
         })
     }
 
-    /// `x` `[b, tokens, hidden]`, `mask` `[tokens, tokens]`; returns the shape of `x`.
+    /// `x` `[b, tokens, hidden]`, `mask` `[1, 1, tokens, tokens]`; returns the shape of `x`.
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let q = split_heads(&(self.q_proj.forward(x)? * self.scale)?, self.heads)?; // [b, heads, tokens, width]
-        let k = split_heads(&self.k_proj.forward(x)?, self.heads)?;
-        let v = split_heads(&self.v_proj.forward(x)?, self.heads)?;
-        let scores = q.matmul(&k.t()?)?.broadcast_add(mask)?; // [b, heads, tokens, tokens]
-        let y = softmax(&scores)?.matmul(&v)?;
-        self.out_proj.forward(&merge_heads(&y)?)
+        let (b, tokens, _) = x.dims3()?;
+        let split = |linear: &Linear| linear.forward(x)?.reshape((b, tokens, self.heads, ()));
+        let (q, k, v) = (split(&self.q_proj)?, split(&self.k_proj)?, split(&self.v_proj)?); // [b, tokens, heads, width]
+        self.out_proj.forward(&self.kernels.attention(&q, &k, &v, Some(mask), self.scale)?)
     }
 }
 
@@ -263,10 +264,10 @@ impl ClipEncoder {
     }
 }
 
-/// `[tokens, tokens]` in the dtype and on the device of `like`: 0 up to each token's own position, then minus infinity.
+/// `[1, 1, tokens, tokens]` in the dtype and on the device of `like`: 0 up to each token's own position, then minus infinity.
 fn causal_mask(tokens: usize, like: &Tensor) -> Result<Tensor> {
     let mask: Vec<f32> = (0..tokens)
         .flat_map(|query| (0..tokens).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 }))
         .collect();
-    Tensor::from_vec(mask, (tokens, tokens), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
+    Tensor::from_vec(mask, (1, 1, tokens, tokens), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
 }

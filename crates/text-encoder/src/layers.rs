@@ -21,22 +21,6 @@ pub fn checked_ids(ids: &Tensor, vocabulary: usize) -> Result<Vec<Vec<u32>>> {
     Ok(ids)
 }
 
-/// `[b, tokens, heads * width]` to `[b, heads, tokens, width]`.
-pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (b, tokens, hidden) = x.dims3()?;
-    x.reshape((b, tokens, heads, hidden / heads))?.transpose(1, 2)?.contiguous()
-}
-
-/// `[b, heads, tokens, width]` to `[b, tokens, heads * width]`.
-pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
-    x.transpose(1, 2)?.flatten_from(2)
-}
-
-/// Over the last axis. The reference computes it in f32 whatever the dtype of the scores is.
-pub fn softmax(scores: &Tensor) -> Result<Tensor> {
-    candle_nn::ops::softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(scores.dtype())
-}
-
 /// Applies a normalisation whose parameters are f32, whatever the dtype of `x`; returns that of `x`.
 ///
 /// The reference takes mean and variance in f32; candle's own in half precision rounds them on the CPU.

@@ -2,7 +2,6 @@
 
 mod clip;
 mod config;
-mod cpu;
 mod layers;
 mod t5;
 pub mod tokenizer;

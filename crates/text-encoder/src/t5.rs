@@ -6,13 +6,13 @@
 
 use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::{Embedding, RmsNorm};
+use retouch_kernels::Kernels;
 use retouch_weights::{Linear, T5Shape, Weights};
 use serde::Deserialize;
 
 use crate::{
     config::{check_sizes, unsupported},
-    cpu,
-    layers::{checked_ids, load_embedding, merge_heads, softmax, split_heads},
+    layers::{checked_ids, load_embedding},
 };
 
 /// What `text_encoder_2/config.json` says; the names and the defaults of absent values are those of `T5Config` in
@@ -112,6 +112,7 @@ impl T5Config {
 
 /// Source: `T5Attention` in transformers' `models/t5/modeling_t5.py`. The scores are not scaled.
 struct Attention {
+    kernels: &'static dyn Kernels,
     q: Linear,
     k: Linear,
     v: Linear,
@@ -124,6 +125,7 @@ impl Attention {
         let (hidden, inner) = (config.d_model, config.num_heads * config.d_kv);
         let linear = |name: &str| Linear::load_no_bias(&weights.pp(name), hidden, inner);
         Ok(Self {
+            kernels: weights.kernels(),
             q: linear("q")?,
             k: linear("k")?,
             v: linear("v")?,
@@ -134,17 +136,16 @@ impl Attention {
 
     /// `x` `[b, tokens, d_model]`, `bias` `[1, heads, tokens, tokens]`; returns the shape of `x`.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let q = split_heads(&self.q.forward(x)?, self.heads)?; // [b, heads, tokens, d_kv]
-        let k = split_heads(&self.k.forward(x)?, self.heads)?;
-        let v = split_heads(&self.v.forward(x)?, self.heads)?;
-        let scores = q.matmul(&k.t()?)?.broadcast_add(bias)?; // [b, heads, tokens, tokens]
-        let y = softmax(&scores)?.matmul(&v)?;
-        self.o.forward(&merge_heads(&y)?)
+        let (b, tokens, _) = x.dims3()?;
+        let split = |linear: &Linear| linear.forward(x)?.reshape((b, tokens, self.heads, ()));
+        let (q, k, v) = (split(&self.q)?, split(&self.k)?, split(&self.v)?); // [b, tokens, heads, d_kv]
+        self.o.forward(&self.kernels.attention(&q, &k, &v, Some(bias), 1.0)?)
     }
 }
 
 /// Source: `T5DenseGatedActDense` in transformers' `models/t5/modeling_t5.py`.
 struct FeedForward {
+    kernels: &'static dyn Kernels,
     wi_0: Linear,
     wi_1: Linear,
     wo: Linear,
@@ -157,6 +158,7 @@ impl FeedForward {
         // As the reference does: what it makes can leave the range of f16.
         let wo_dtype = if weights.dtype() == DType::F16 { DType::F32 } else { weights.dtype() };
         Ok(Self {
+            kernels: weights.kernels(),
             wi_0: Linear::load_no_bias(&weights.pp("wi_0"), hidden, inner)?,
             wi_1: Linear::load_no_bias(&weights.pp("wi_1"), hidden, inner)?,
             wo: Linear::load_no_bias(&weights.pp("wo").with_dtype(wo_dtype), inner, hidden)?,
@@ -167,10 +169,7 @@ impl FeedForward {
     /// `[b, tokens, d_model]` to the same, in the dtype of `wo`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (gate, value) = (self.wi_0.forward(x)?, self.wi_1.forward(x)?); // [b, tokens, d_ff]
-        let gated = match (x.device(), x.dtype()) {
-            (Device::Cpu, DType::F32) => cpu::gated_gelu(&gate, &value)?,
-            _ => (gate.gelu()? * value)?,
-        };
+        let gated = self.kernels.gated_gelu(&gate, &value)?;
         self.wo.forward(&gated.to_dtype(self.wo_dtype)?)
     }
 }

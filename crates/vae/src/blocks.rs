@@ -1,13 +1,10 @@
 //! The blocks that encoder and decoder are built from.
 
-use candle_core::{D, Module, Result, Tensor};
+use candle_core::{Module, Result, Tensor};
+use retouch_kernels::{Kernels, Window};
 use retouch_weights::{Linear, Weights};
 
-use crate::{
-    VaeConfig,
-    conv::{Conv2d, Window},
-    norm::GroupNorm,
-};
+use crate::{VaeConfig, conv::Conv2d, norm::GroupNorm};
 
 /// Two convolutions beside a shortcut.
 ///
@@ -48,15 +45,12 @@ impl Resnet {
     }
 }
 
-/// Most elements of attention scores that are held at once: 64 MiB in f32, where all of a 2 megapixel image's
-/// (32768 latents attending to as many) would be 4 GiB.
-const MAX_SCORES: usize = 1 << 24;
-
 /// Self-attention of all pixels with a single head as wide as the channels.
 ///
 /// Source: `Attention` with `residual_connection=True` in diffusers' `models/attention_processor.py`, as the middle
 /// block of `models/unets/unet_2d_blocks.py` makes it.
 pub struct Attention {
+    kernels: &'static dyn Kernels,
     group_norm: GroupNorm,
     to_q: Linear,
     to_k: Linear,
@@ -68,6 +62,7 @@ impl Attention {
     pub fn load(weights: &Weights, config: &VaeConfig, channels: usize) -> retouch_weights::Result<Self> {
         let linear = |name: &str| Linear::load(&weights.pp(name), channels, channels);
         Ok(Self {
+            kernels: weights.kernels(),
             group_norm: GroupNorm::load(&weights.pp("group_norm"), config.norm_num_groups, channels)?,
             to_q: linear("to_q")?,
             to_k: linear("to_k")?,
@@ -80,26 +75,12 @@ impl Attention {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (_, channels, _, _) = x.dims4()?;
         let tokens = self.group_norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?; // [b, h * w, c]
-        let q = (self.to_q.forward(&tokens)? * (channels as f64).powf(-0.5))?;
-        let k = self.to_k.forward(&tokens)?.transpose(1, 2)?; // [b, c, h * w]
-        let v = self.to_v.forward(&tokens)?;
-        let y = self.to_out.forward(&attend(&q, &k, &v, MAX_SCORES)?)?; // [b, h * w, c]
+        let one_head = |linear: &Linear| linear.forward(&tokens)?.unsqueeze(2); // [b, h * w, 1, c]
+        let (q, k, v) = (one_head(&self.to_q)?, one_head(&self.to_k)?, one_head(&self.to_v)?);
+        let y = self.kernels.attention(&q, &k, &v, None, (channels as f64).powf(-0.5))?;
+        let y = self.to_out.forward(&y)?; // [b, h * w, c]
         x + y.transpose(1, 2)?.reshape(x.shape())?
     }
-}
-
-/// `softmax(q k) v`, a few queries at a time so that at most `max_scores` scores are held at once.
-///
-/// `q` `[b, queries, c]`, `k` `[b, c, keys]`, `v` `[b, keys, c]`; returns `[b, queries, c]`.
-fn attend(q: &Tensor, k: &Tensor, v: &Tensor, max_scores: usize) -> Result<Tensor> {
-    let (batch, queries, _) = q.dims3()?;
-    let keys = k.dim(D::Minus1)?;
-    let chunk = (max_scores / (batch * keys).max(1)).clamp(1, queries.max(1));
-    let parts = (0..queries).step_by(chunk).map(|start| {
-        let q = q.narrow(1, start, chunk.min(queries - start))?.contiguous()?;
-        candle_nn::ops::softmax_last_dim(&q.matmul(k)?)?.matmul(v)
-    });
-    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 1)
 }
 
 /// The blocks at the lowest resolution: resnet, attention, resnet.
@@ -208,23 +189,4 @@ fn resnets(
 ) -> retouch_weights::Result<Vec<Resnet>> {
     let weights = weights.pp("resnets");
     (0..count).map(|i| Resnet::load(&weights.pp(i), config, if i == 0 { input } else { output }, output)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::Device;
-
-    #[test]
-    fn attention_in_chunks_equals_attention_at_once() -> Result<()> {
-        let tensor = |shape: (usize, usize, usize)| Tensor::randn(0f32, 1., shape, &Device::Cpu);
-        let (q, k, v) = (tensor((2, 10, 4))?, tensor((2, 4, 7))?, tensor((2, 7, 4))?);
-        let whole = attend(&q, &k, &v, usize::MAX)?;
-        // 3 queries at a time: chunks of 3, 3, 3 and 1; then one query at a time.
-        for max_scores in [3 * 2 * 7, 0] {
-            let difference = (attend(&q, &k, &v, max_scores)? - &whole)?.abs()?.max_all()?.to_scalar::<f32>()?;
-            assert!(difference < 1e-6, "{difference}");
-        }
-        Ok(())
-    }
 }

@@ -1,10 +1,11 @@
 use candle_core::{DType, Tensor};
+use retouch_kernels::Window;
 use retouch_weights::Weights;
 
 use crate::{
     VaeConfig,
     blocks::{MidBlock, UpBlock},
-    conv::{Conv2d, Window},
+    conv::Conv2d,
     norm::GroupNorm,
 };
 

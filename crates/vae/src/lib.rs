@@ -12,7 +12,6 @@
 mod blocks;
 mod config;
 mod conv;
-mod cpu;
 mod decoder;
 mod encoder;
 mod norm;

@@ -1,9 +1,8 @@
 //! Group normalisation.
 
-use candle_core::{Device, Module, Result, Tensor};
+use candle_core::{Result, Tensor};
+use retouch_kernels::Kernels;
 use retouch_weights::Weights;
-
-use crate::cpu;
 
 /// Source: `eps=1e-6` in every normalisation of diffusers' `models/autoencoders/vae.py`.
 const EPSILON: f64 = 1e-6;
@@ -13,30 +12,23 @@ pub struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
     groups: usize,
+    kernels: &'static dyn Kernels,
 }
 
 impl GroupNorm {
     /// Reads `weight` `[channels]` and `bias` `[channels]`.
     pub fn load(weights: &Weights, groups: usize, channels: usize) -> retouch_weights::Result<Self> {
-        Ok(Self { weight: weights.get(channels, "weight")?, bias: weights.get(channels, "bias")?, groups })
+        let (weight, bias) = (weights.get(channels, "weight")?, weights.get(channels, "bias")?);
+        Ok(Self { weight, bias, groups, kernels: weights.kernels() })
     }
 
     /// `[b, channels, h, w]` to the same.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.compute(x, false)
+        self.kernels.group_norm(x, &self.weight, &self.bias, self.groups, EPSILON, false)
     }
 
     /// The same followed by SiLU, `x * sigmoid(x)`.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        self.compute(x, true)
-    }
-
-    fn compute(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
-        if matches!(x.device(), Device::Cpu) {
-            return cpu::group_norm(x, &self.weight, &self.bias, self.groups, EPSILON, silu);
-        }
-        let (weight, bias, channels) = (self.weight.clone(), self.bias.clone(), self.weight.elem_count());
-        let y = candle_nn::GroupNorm::new(weight, bias, channels, self.groups, EPSILON)?.forward(x)?;
-        if silu { y.silu() } else { Ok(y) }
+        self.kernels.group_norm(x, &self.weight, &self.bias, self.groups, EPSILON, true)
     }
 }

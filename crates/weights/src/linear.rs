@@ -1,30 +1,49 @@
 //! The linear layer, the one place where a weight matrix's storage (dense today) meets the arithmetic.
 
+use std::ops::Range;
+
 use candle_core::{Module, Tensor};
+use retouch_kernels::{Activation, Kernels};
 
 use crate::{Result, Weights};
 
 /// `y = x W^T + b` over the last axis.
-#[derive(Clone)]
-pub struct Linear(candle_nn::Linear);
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`.
+    weight: Tensor,
+    /// `[out]`.
+    bias: Option<Tensor>,
+    kernels: &'static dyn Kernels,
+}
 
 impl Linear {
     /// Reads `weight` `[out, in]` and `bias` `[out]`.
     pub fn load(weights: &Weights, input: usize, output: usize) -> Result<Self> {
-        let weight = weights.get((output, input), "weight")?;
-        let bias = weights.get(output, "bias")?;
-        Ok(Self(candle_nn::Linear::new(weight, Some(bias))))
+        let linear = Self::load_no_bias(weights, input, output)?;
+        Ok(Self { bias: Some(weights.get(output, "bias")?), ..linear })
     }
 
     /// Reads `weight` `[out, in]` only.
     pub fn load_no_bias(weights: &Weights, input: usize, output: usize) -> Result<Self> {
-        Ok(Self(candle_nn::Linear::new(weights.get((output, input), "weight")?, None)))
+        Ok(Self { weight: weights.get((output, input), "weight")?, bias: None, kernels: weights.kernels() })
+    }
+
+    /// The layer that computes a range of the outputs alone; shares the parameters.
+    pub fn outputs(&self, range: Range<usize>) -> candle_core::Result<Self> {
+        let part = |x: &Tensor| x.narrow(0, range.start, range.len());
+        Ok(Self { weight: part(&self.weight)?, bias: self.bias.as_ref().map(part).transpose()?, kernels: self.kernels })
+    }
+
+    /// GELU (tanh form) of the layer's output.
+    pub fn forward_gelu(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.kernels.linear(x, &self.weight, self.bias.as_ref(), Activation::Gelu)
     }
 }
 
 impl Module for Linear {
     /// `[..., in]` to `[..., out]`.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.0.forward(x)
+        self.kernels.linear(x, &self.weight, self.bias.as_ref(), Activation::None)
     }
 }

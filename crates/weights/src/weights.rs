@@ -4,6 +4,7 @@ use std::{fmt::Display, sync::Arc};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{VarBuilder, var_builder::SimpleBackend};
+use retouch_kernels::Kernels;
 
 use crate::{
     Result, Store, WeightsError,
@@ -47,6 +48,11 @@ impl Weights {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The operations of the device, for a module to keep.
+    pub fn kernels(&self) -> &'static dyn Kernels {
+        retouch_kernels::for_device(&self.device)
     }
 
     /// The store behind, for looking at names and shapes.

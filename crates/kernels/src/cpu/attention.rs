@@ -33,7 +33,7 @@ pub fn attention(
         bail!("queries of {:?} with keys of {:?} and values of {:?}", q.shape(), k.shape(), v.shape())
     }
     if let Some(bias) = bias
-        && bias.dims() != [1, heads, queries, keys]
+        && ![1, heads].map(|heads| [1, heads, queries, keys]).iter().any(|expected| bias.dims() == expected)
     {
         bail!("a bias of {:?} for {heads} heads of {queries} queries and {keys} keys", bias.shape())
     }
@@ -64,6 +64,7 @@ pub fn attention(
         k: Tokens { data: k.floats()?, strides: k.strides() },
         v: Tokens { data: v.floats()?, strides: v.strides() },
         bias: bias_view.as_ref().map(|view| view.floats()).transpose()?,
+        bias_stride: if bias.as_ref().is_some_and(|bias| bias.dims()[1] == 1) { 0 } else { queries * keys },
     };
     let destination = Destination::new(&mut y);
     let runs = queries.div_ceil(QUERIES);
@@ -109,8 +110,9 @@ struct Problem<'a> {
     q: Tokens<'a>,
     k: Tokens<'a>,
     v: Tokens<'a>,
-    /// `[heads, queries, keys]`.
+    /// `[queries, keys]` of every head, `bias_stride` apart; 0 where all heads have the same.
     bias: Option<&'a [f32]>,
+    bias_stride: usize,
 }
 
 /// What a task keeps between its tiles; made once per thread.
@@ -146,7 +148,7 @@ impl Problem<'_> {
             for (row, scores) in scores.chunks_exact_mut(columns).take(rows).enumerate() {
                 let bias = self
                     .bias
-                    .map(|bias| &bias[((head * self.queries) + first + row) * self.keys + first_key..][..columns]);
+                    .map(|bias| &bias[head * self.bias_stride + (first + row) * self.keys + first_key..][..columns]);
                 // SAFETY: row `row` of `y`, by the caller.
                 let y = unsafe { std::slice::from_raw_parts_mut(y.add(row * y_stride), self.head_dim) };
                 let y = (first_key > 0).then_some(y);
