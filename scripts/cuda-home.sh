@@ -60,6 +60,7 @@ elif [ -e "$home" ]; then
 fi
 
 part=$home.part # beside the result, so that one rename finishes it
+rm -rf "$part" # of a run that was killed
 mkdir -p "$part" 2>/dev/null || fail "cannot write to $(dirname "$home")"
 trap 'rm -rf "$part"' EXIT
 free=$(df -Pk "$part" | awk 'NR == 2 { print int($4 / 1000000) }')
