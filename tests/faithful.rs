@@ -11,7 +11,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use retouch::{
-    EditRequest, EditResult, Engine, EngineOptions, ModelSource, NoProgress, OutputSize, Precision, ReferenceSize,
+    DeviceChoice, EditRequest, EditResult, Engine, EngineOptions, ModelSource, NoProgress, OutputSize, Precision, ReferenceSize,
     Seeds, Silent,
 };
 use serde::Deserialize;
@@ -37,8 +37,16 @@ struct Case {
 type Stored = HashMap<String, Tensor>;
 type Dump = BTreeMap<String, Tensor>;
 
+/// Cargo says at run time where the sources are; without it, on a machine that got the built test alone, it is run from there.
 fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| ".".into());
+    PathBuf::from(root).join("tests/fixtures")
+}
+
+/// The CPU, or what RETOUCH_TEST_DEVICE names.
+fn device() -> DeviceChoice {
+    let name = std::env::var("RETOUCH_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_string());
+    name.parse().unwrap()
 }
 
 fn cases() -> Vec<Case> {
@@ -53,7 +61,7 @@ fn stored(folder: &str, name: &str) -> Option<Stored> {
 fn tiny(precision: Precision) -> Engine {
     let source =
         ModelSource { base: Some(fixtures().join("tiny-kontext").display().to_string()), ..Default::default() };
-    let options = EngineOptions { precision: Some(precision), keep_loaded: true, ..Default::default() };
+    let options = EngineOptions { device: device(), precision: Some(precision), keep_loaded: true, ..Default::default() };
     Engine::open(&source, options, &mut NoProgress).unwrap()
 }
 
@@ -195,7 +203,7 @@ fn loading_per_stage_and_single_files_give_the_same_picture() {
             tokenizers: None,
         },
     ] {
-        let options = EngineOptions { precision: Some(Precision::F32), ..Default::default() };
+        let options = EngineOptions { device: device(), precision: Some(Precision::F32), ..Default::default() };
         let mut engine = Engine::open(&source, options, &mut NoProgress).unwrap();
         let (result, _) = run(&mut engine, &case, &inputs);
         assert_eq!(result.images[0].pixels, expected.images[0].pixels);

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use crate::Schedule;
 
@@ -25,6 +25,9 @@ pub struct Step<'a> {
 /// `noise` and the result are f32 in any shape; they stay in f32 whatever the model computes in, where the reference
 /// rounds them to the model's dtype after every step. `velocity` gets the latents and the step's index. `after` sees
 /// every step and may end the loop by [`ControlFlow::Break`]: then there is no result.
+///
+/// # Errors
+/// Those of `velocity`, and latents that are not finite, with the step that made them so.
 pub fn denoise(
     noise: Tensor,
     schedule: &Schedule,
@@ -36,7 +39,15 @@ pub fn denoise(
         let start = Instant::now();
         let velocity = velocity(&latents, index)?;
         latents = (latents + (&velocity * f64::from(sigmas[1] - sigmas[0]))?)?;
-        latents.device().synchronize()?; // so that the time is that of the step, and a cancel acts within it
+        // Reading the sum also waits for the device: the time is that of the step, and a cancel acts within it.
+        if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            bail!(
+                "denoising step {} of {} made latents that are not finite; try --dtype f32, and if that fails as well, \
+                 the weights are damaged",
+                index + 1,
+                schedule.steps()
+            )
+        }
         let step = Step { index, sigma: sigmas[1], took: start.elapsed(), velocity: &velocity, latents: &latents };
         if after(step).is_break() {
             return Ok(None);
@@ -68,6 +79,20 @@ mod tests {
             let result = denoise(noise.clone(), &schedule, |_, _| Ok(velocity.clone()), |_| ControlFlow::Continue(()))?;
             let error = (result.unwrap() - &image)?.abs()?.max(0)?.to_scalar::<f32>()?;
             assert!(error < 1e-5, "{steps} steps: {error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn latents_that_are_not_finite_end_the_loop_with_the_step_named() -> Result<()> {
+        let noise = Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu)?;
+        let schedule = Schedule::new(&SchedulerConfig::default(), 4, 64);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let velocity = |x: &Tensor, step: usize| {
+                if step == 1 { Tensor::new(&[0.0, bad, 0.0, 0.0], &Device::Cpu) } else { Ok(x.clone()) }
+            };
+            let error = denoise(noise.clone(), &schedule, velocity, |_| ControlFlow::Continue(())).unwrap_err();
+            assert!(error.to_string().contains("step 2 of 4"), "{error}");
         }
         Ok(())
     }

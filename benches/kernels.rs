@@ -1,0 +1,96 @@
+//! Each fused operation beside its portable definition, at the sizes of a 512 px edit with FLUX.1 (some with fewer heads
+//! or tokens, so that all of them fit a few minutes).
+//!
+//! `cargo bench --bench kernels`. Operations that are limited by arithmetic report floating-point operations per second
+//! ("elem"), the others bytes per second, counted as each input read once and each result written once.
+
+use candle_core::{Device, Result, Tensor};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use retouch_kernels::{Activation, Kernels, Portable, Rotation, Stream, Window, for_device};
+
+fn device() -> Device {
+    Device::cuda_if_available(0).unwrap()
+}
+
+fn random(shape: impl Into<candle_core::Shape>) -> Tensor {
+    Tensor::randn(0f32, 1., shape, &device()).unwrap()
+}
+
+fn bytes(tensors: &[&Tensor]) -> Throughput {
+    Throughput::Bytes(tensors.iter().map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum::<usize>() as u64)
+}
+
+fn flop(count: usize) -> Throughput {
+    Throughput::Elements(count as u64)
+}
+
+fn compare(
+    c: &mut Criterion,
+    name: &str,
+    throughput: Throughput,
+    operation: impl Fn(&dyn Kernels) -> Result<Tensor>,
+) {
+    let mut group = c.benchmark_group(name);
+    group.sample_size(10).throughput(throughput);
+    let fused: &dyn Kernels = for_device(&device());
+    for (label, kernels) in [("fused", fused), ("portable", &Portable)] {
+        group.bench_function(label, |b| {
+            b.iter(|| {
+                let y = operation(kernels).unwrap();
+                y.device().synchronize().unwrap();
+                y
+            })
+        });
+    }
+}
+
+fn transformer(c: &mut Criterion) {
+    const TOKENS: usize = 2560;
+    const HIDDEN: usize = 3072;
+    let (x, y, vector) = (random((1, TOKENS, HIDDEN)), random((1, TOKENS, HIDDEN)), random((1, HIDDEN)));
+    compare(c, "modulated_norm", bytes(&[&x, &x]), |k| k.modulated_norm(&x, &vector, &vector));
+    compare(c, "gated_residual", bytes(&[&x, &x, &x]), |k| k.gated_residual(&x, &y, &vector));
+
+    let (heads, head_dim) = (8, 128);
+    let qkv = random((1, TOKENS, 3 * heads * head_dim));
+    let (scale, angles) = (random(head_dim), random((TOKENS, head_dim / 2)));
+    let rotation = Rotation { cos: angles.cos().unwrap(), sin: angles.sin().unwrap() };
+    compare(c, "heads", bytes(&[&qkv, &qkv]), |k| {
+        k.heads(&[Stream { qkv: &qkv, query_scale: &scale, key_scale: &scale }], &rotation)
+    });
+
+    let heads = 4;
+    let q = random((1, TOKENS, heads, head_dim));
+    compare(c, "attention", flop(4 * heads * TOKENS * TOKENS * head_dim), |k| {
+        k.attention(&q, &q, &q, None, (head_dim as f64).powf(-0.5))
+    });
+
+    let (rows, outputs) = (512, 4 * HIDDEN);
+    let (x, weight, bias) = (random((1, rows, HIDDEN)), random((outputs, HIDDEN)), random(outputs));
+    compare(c, "linear_gelu", flop(2 * rows * HIDDEN * outputs), |k| {
+        k.linear(&x, &weight, Some(&bias), Activation::Gelu)
+    });
+    let narrow = [&x, &weight, &bias].map(|x| x.to_dtype(candle_core::DType::BF16).unwrap());
+    compare(c, "linear_bf16", flop(2 * rows * HIDDEN * outputs), |k| {
+        k.linear(&narrow[0], &narrow[1], Some(&narrow[2]), Activation::None)
+    });
+}
+
+fn text(c: &mut Criterion) {
+    let (gate, value) = (random((1, 512, 10240)), random((1, 512, 10240)));
+    compare(c, "gated_gelu", bytes(&[&gate, &gate, &gate]), |k| k.gated_gelu(&gate, &value));
+}
+
+fn vae(c: &mut Criterion) {
+    const CHANNELS: usize = 128;
+    const SIDE: usize = 256;
+    let x = random((1, CHANNELS, SIDE, SIDE));
+    let (weight, bias) = (random((CHANNELS, CHANNELS, 3, 3)), random(CHANNELS));
+    compare(c, "group_norm_silu", bytes(&[&x, &x]), |k| k.group_norm(&x, &bias, &bias, 32, 1e-6, true));
+    compare(c, "conv2d", flop(2 * 9 * CHANNELS * CHANNELS * SIDE * SIDE), |k| {
+        k.conv2d(&x, &weight, &bias, None, Window::Same)
+    });
+}
+
+criterion_group!(kernels, transformer, text, vae);
+criterion_main!(kernels);
