@@ -33,7 +33,7 @@ fn noise(shape: &[usize]) -> Tensor {
 fn sampler(c: &mut Criterion) {
     let values = 16 * 128 * 128;
     c.bench_function("noise/1024px", |b| b.iter(|| TorchGenerator::new(1).normal(values)));
-    let config = SchedulerConfig::default();
+    let config = SchedulerConfig::flux_dev();
     c.bench_function("schedule/28_steps", |b| b.iter(|| Schedule::new(&config, 28, 4096)));
 }
 

@@ -113,7 +113,7 @@ impl ModelFiles {
             name: name.to_string_lossy().into_owned(),
             pipeline: Pipeline::FluxKontext,
             defaults: defaults_for(Pipeline::FluxKontext.class()),
-            scheduler: SchedulerConfig::default(),
+            scheduler: SchedulerConfig::flux_dev(),
             clip_tokenizer,
             t5_tokenizer,
             source: source.clone(),

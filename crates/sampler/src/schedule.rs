@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-/// `scheduler/scheduler_config.json`, as far as flow models use it.
+/// `scheduler/scheduler_config.json`, as far as flow models use it; what it leaves out is diffusers' own default.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct SchedulerConfig {
@@ -32,12 +32,12 @@ pub struct SchedulerConfig {
 const CLASS: &str = "FlowMatchEulerDiscreteScheduler";
 
 impl Default for SchedulerConfig {
-    /// FLUX.1 \[dev\] and Kontext \[dev\].
+    /// `FlowMatchEulerDiscreteScheduler()` of diffusers: no shift at all.
     fn default() -> Self {
         Self {
             class: CLASS.into(),
-            use_dynamic_shifting: true,
-            shift: 3.0,
+            use_dynamic_shifting: false,
+            shift: 1.0,
             base_image_seq_len: 256,
             max_image_seq_len: 4096,
             base_shift: 0.5,
@@ -55,6 +55,11 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
+    /// That of FLUX.1 \[dev\] and Kontext \[dev\].
+    pub fn flux_dev() -> Self {
+        Self { use_dynamic_shifting: true, shift: 3.0, ..Self::default() }
+    }
+
     /// The first setting that this sampler does not implement, if any, with what it does instead.
     pub fn unsupported(&self) -> Option<String> {
         let on = |flag: Option<bool>| flag == Some(true);
@@ -76,6 +81,8 @@ impl SchedulerConfig {
             "time_shift_type other than \"exponential\""
         } else if self.max_image_seq_len == self.base_image_seq_len {
             "max_image_seq_len equal to base_image_seq_len"
+        } else if !(self.shift.is_finite() && self.shift > 0.0) {
+            "a shift that is not above 0"
         } else {
             return None;
         };
@@ -125,13 +132,13 @@ fn uniform_sigmas(steps: usize) -> Vec<f32> {
 enum Shift {
     /// e^mu, with mu linear in the number of tokens.
     Exponential(f32),
-    Constant(f32),
+    Constant(f64),
 }
 
 impl Shift {
     fn new(config: &SchedulerConfig, tokens: usize) -> Self {
         if !config.use_dynamic_shifting {
-            return Self::Constant(config.shift as f32);
+            return Self::Constant(config.shift);
         }
         let (base, max) = (config.base_image_seq_len as f64, config.max_image_seq_len as f64);
         let slope = (config.max_shift - config.base_shift) / (max - base);
@@ -142,7 +149,8 @@ impl Shift {
     fn apply(&self, sigma: f32) -> f32 {
         match self {
             Self::Exponential(e) => e / (e + (1.0 / sigma - 1.0)),
-            Self::Constant(shift) => shift * sigma / (1.0 + (shift - 1.0) * sigma),
+            // The difference is taken before the rounding to f32, as in the reference.
+            Self::Constant(shift) => *shift as f32 * sigma / (1.0 + (shift - 1.0) as f32 * sigma),
         }
     }
 }
@@ -158,16 +166,20 @@ mod tests {
 
     #[test]
     fn larger_images_stay_longer_at_high_noise() {
-        let config = SchedulerConfig::default();
+        let config = SchedulerConfig::flux_dev();
         let small = Schedule::new(&config, 8, 64);
         let large = Schedule::new(&config, 8, 4096);
         assert!(small.sigmas()[1..8].iter().zip(&large.sigmas()[1..8]).all(|(s, l)| s < l));
     }
 
     #[test]
-    fn settings_that_do_nothing_are_refused() {
+    fn settings_that_cannot_be_followed_are_refused() {
         let config = SchedulerConfig { use_karras_sigmas: Some(true), ..Default::default() };
         assert!(config.unsupported().is_some_and(|reason| reason.contains("use_karras_sigmas")));
+        for shift in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(SchedulerConfig { shift, ..Default::default() }.unsupported().is_some(), "{shift}");
+        }
         assert_eq!(SchedulerConfig::default().unsupported(), None);
+        assert_eq!(SchedulerConfig::flux_dev().unsupported(), None);
     }
 }

@@ -64,8 +64,28 @@ fn sigmas_have_the_bits_of_the_reference_scheduler() {
     let cases: Vec<Case> = json("sigmas.json");
     assert!(cases.len() >= 20);
     for case in cases {
-        let schedule = Schedule::new(&SchedulerConfig::default(), case.steps, case.tokens);
-        let expected: Vec<u32> = case.sigmas.iter().map(|hex| u32::from_str_radix(hex, 16).unwrap()).collect();
-        assert_eq!(bits(schedule.sigmas()), expected, "{} steps, {} tokens", case.steps, case.tokens);
+        let schedule = Schedule::new(&SchedulerConfig::flux_dev(), case.steps, case.tokens);
+        assert_eq!(bits(schedule.sigmas()), from_hex(&case.sigmas), "{} steps, {} tokens", case.steps, case.tokens);
+    }
+}
+
+fn from_hex(values: &[String]) -> Vec<u32> {
+    values.iter().map(|hex| u32::from_str_radix(hex, 16).unwrap()).collect()
+}
+
+#[test]
+fn what_a_configuration_leaves_out_is_as_in_the_reference_scheduler() {
+    #[derive(Deserialize)]
+    struct Case {
+        config: SchedulerConfig,
+        steps: usize,
+        tokens: usize,
+        sigmas: Vec<String>,
+    }
+    let cases: Vec<Case> = json("sigmas_by_config.json");
+    assert!(cases.len() >= 20);
+    for Case { config, steps, tokens, sigmas } in cases {
+        let schedule = Schedule::new(&config, steps, tokens);
+        assert_eq!(bits(schedule.sigmas()), from_hex(&sigmas), "{config:?}, {steps} steps, {tokens} tokens");
     }
 }
