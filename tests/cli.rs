@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use serde_json::Value;
-use support::{Place, fixtures, photo, tiny};
+use support::{Place, copy_folder, fixtures, photo, tiny};
 
 /// The parameters stored in a file.
 fn info(place: &Place, name: &str) -> Value {
@@ -126,6 +126,32 @@ fn a_repeated_edit_takes_other_flags_and_other_sources() {
     let other = place.run(&["edit", "--from", "a.png", "b.png", "-o", "e.png"]);
     assert_eq!(other.lines(), ["e.png"]);
     assert!(other.stderr.contains("not the image"), "{}", other.stderr);
+}
+
+/// As FLUX.1 [schnell] is.
+#[test]
+fn a_model_without_guidance_has_none_to_give_or_to_store() {
+    let place = Place::new();
+    copy_folder(&fixtures().join("tiny-kontext"), &place.path("model"));
+    let config = place.path("model/transformer/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"guidance_embeds\": true", "\"guidance_embeds\": false")).unwrap();
+    let edit = |more: &[&str]| {
+        let size = ["--model", "model", "--steps", "1", "--reference-size", "keep"];
+        place.run(&[&["edit", "photo.png", "bluer"], &size[..], more].concat())
+    };
+    assert!(edit(&["--guidance", "3"]).sentence(2).contains("guidance"));
+    assert_eq!(edit(&["-o", "a.png"]).lines(), ["a.png"]);
+    assert_eq!(info(&place, "a.png")["guidance"], Value::Null);
+    assert!(!place.run(&["info", "a.png"]).text().contains("guidance"));
+    place.run(&["edit", "--from", "a.png", "-o", "b.png"]).lines();
+    assert_eq!(place.bytes("b.png"), place.bytes("a.png"));
+    // The guidance that another model was given is none of this one's, unless it is asked for again.
+    place.tiny(&["edit", "photo.png", "bluer", "-o", "c.png", "--guidance", "3"]).lines();
+    place.run(&["edit", "--from", "c.png", "--model", "model", "-o", "d.png"]).lines();
+    assert_eq!(info(&place, "d.png")["guidance"], Value::Null);
+    let asked = place.run(&["edit", "--from", "c.png", "--model", "model", "--guidance", "3"]);
+    assert!(asked.sentence(2).contains("guidance"));
 }
 
 #[test]

@@ -78,6 +78,7 @@ fn repeat(
     };
     // The batch that the image was drawn in, unless other seeds are asked for.
     let batch = stored.batch.filter(|_| common.settings.seed.is_empty() && common.settings.num_images.is_none());
+    let guidance = common.settings.guidance.is_none();
     common.settings = common.settings.or(&SettingsArgs::from(&stored));
     common.run.device = common.run.device.or_else(|| stored.device.parse().ok());
     common.run.dtype = common.run.dtype.or_else(|| stored.dtype.parse().ok());
@@ -86,7 +87,7 @@ fn repeat(
         request.seeds = Seeds::Shared { seed: stored.seed, images };
         request.check()?;
     }
-    let stored = Stored { model: stored.model, image: batch.map(|(image, _)| image) };
+    let stored = Stored { model: stored.model, image: batch.map(|(image, _)| image), guidance };
     run_one(request, source, Some(stored), common, console)
 }
 
@@ -121,6 +122,8 @@ struct Stored {
     model: String,
     /// The one image of a batch to write.
     image: Option<usize>,
+    /// Whether the guidance scale is the stored one, which another model may have no use for.
+    guidance: bool,
 }
 
 /// Runs one request from engine to files.
@@ -142,9 +145,12 @@ fn run_one(
     }
     let path = source.as_ref().map(|source| source.path.as_path());
     let place = Output::plan(&output, output.output.as_deref(), path, images)?;
-    let job = Job::new(request, source, place, only)?;
+    let mut job = Job::new(request, source, place, only)?;
     console.catch_interrupts()?;
     let mut engine = open(&model.source(stored.as_ref().map(|stored| stored.model.as_str())), &run, console)?;
+    if stored.is_some_and(|stored| stored.guidance) && !engine.takes_guidance() {
+        job.request.guidance = None;
+    }
     let mut session = Session { engine: &mut engine, console, json: output.json, keep_loaded: run.keep_loaded };
     session.run(job, output.dump.as_deref())?;
     if console.is_verbose()

@@ -61,7 +61,7 @@ fn image_text(path: &Path, stored: Option<&Parameters>) -> String {
         ("seed", Some(made.seed.to_string())),
         ("image of batch", made.batch.map(|(image, images)| format!("{} of {images}", image + 1))),
         ("steps", Some(made.steps.to_string())),
-        ("guidance", Some(made.guidance.to_string())),
+        ("guidance", made.guidance.map(|guidance| guidance.to_string())),
         ("size", Some(size((made.width, made.height)))),
         ("source", made.source_name.clone()),
         ("source seen at", made.reference.map(size)),

@@ -139,7 +139,7 @@ impl From<&Parameters> for SettingsArgs {
             seed: vec![stored.seed],
             num_images: None,
             steps: Some(stored.steps),
-            guidance: Some(stored.guidance),
+            guidance: stored.guidance,
             negative_prompt: stored.negative_prompt.clone(),
             true_cfg: Some(stored.true_cfg),
             width: Some(stored.width),

@@ -43,7 +43,8 @@ struct Plan {
     reference: Option<(RgbImage, Size)>,
     output: Size,
     steps: usize,
-    guidance: f64,
+    /// `None` where the model takes none.
+    guidance: Option<f64>,
     true_cfg: f64,
     max_sequence_length: usize,
     source_sha256: Option<String>,
@@ -63,6 +64,11 @@ impl Engine {
             .check(model.size_multiple())
             .map_err(|reason| WeightsError::Unsupported { what: format!("{}: retouch.json", files.name), reason })?;
         Ok(Self { model, device, device_name: choice.to_string(), precision })
+    }
+
+    /// Whether a request to this model can have a guidance scale.
+    pub fn takes_guidance(&self) -> bool {
+        self.model.takes_guidance()
     }
 
     /// Edits an image, or makes one if the request has none.
@@ -173,6 +179,13 @@ impl Engine {
             )));
         }
         let defaults = &self.model.files().defaults;
+        let guidance = match request.guidance {
+            Some(_) if !self.takes_guidance() => {
+                let name = &self.model.files().name;
+                return Err(Error::BadRequest(format!("{name} takes no guidance scale; leave the guidance out")));
+            }
+            given => self.takes_guidance().then(|| given.unwrap_or(defaults.guidance)),
+        };
         let rules = SizeRules { sizes: &defaults.sizes, multiple: self.model.size_multiple() };
         let reference = match &request.image {
             Some(picture) => {
@@ -191,7 +204,7 @@ impl Engine {
         Ok(Plan {
             output: rules.output(request.size, reference.as_ref().map(|(_, size)| *size))?,
             steps: request.steps.unwrap_or(defaults.steps),
-            guidance: request.guidance.unwrap_or(defaults.guidance),
+            guidance,
             true_cfg: request.true_cfg.unwrap_or(1.0),
             max_sequence_length,
             source_sha256: request.image.as_ref().map(image::sha256),

@@ -66,6 +66,11 @@ impl Flux1 {
         &self.files
     }
 
+    /// Whether the distilled guidance scale is an input of the transformer (dev and Kontext: yes, schnell: no).
+    pub fn takes_guidance(&self) -> bool {
+        self.flux_config.guidance_embeds
+    }
+
     /// Image sizes are multiples of this: the VAE's factor times a token's 2x2 patch.
     pub fn size_multiple(&self) -> usize {
         2 * self.vae_config.spatial_factor()
@@ -178,12 +183,13 @@ impl Flux1 {
         reference: Option<&Tensor>,
         output: (usize, usize),
         schedule: &Schedule,
-        guidance: f64,
+        guidance: Option<f64>,
         observer: &mut dyn Observer,
     ) -> Result<(FluxTransformer, Vec<Conditioning>)> {
         let weights = self.weights(Component::Transformer)?;
         proceed(observer.on(Event::Loading { stage: Stage::Transformer, bytes: weights.store().total_bytes() }))?;
         let timesteps = schedule.timesteps();
+        let guidance = guidance.unwrap_or_default(); // not looked at where the model takes none
         let modulation = |prompt: &Prompt| {
             let pooled = prompt.pooled.to_dtype(self.dtype)?;
             Ok(ModulationTable::compute(&weights, &self.flux_config, &timesteps, guidance, &pooled)?)

@@ -20,7 +20,7 @@ pub struct EditRequest {
     pub true_cfg: Option<f64>,
     /// Denoise steps.
     pub steps: Option<usize>,
-    /// The distilled guidance scale that the model takes as an input.
+    /// The distilled guidance scale, for models that take it as an input.
     pub guidance: Option<f64>,
     pub size: OutputSize,
     pub reference_size: ReferenceSize,
@@ -111,7 +111,9 @@ pub struct Parameters {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub single_files: BTreeMap<String, String>,
     pub steps: usize,
-    pub guidance: f64,
+    /// Absent where the model takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
     pub max_sequence_length: usize,
     pub width: usize,
     pub height: usize,

@@ -105,12 +105,12 @@ pub fn plain_text(parameters: &Parameters) -> String {
     if let Some(negative) = &parameters.negative_prompt {
         let _ = write!(text, "\nNegative prompt: {negative}");
     }
-    let Parameters { steps, true_cfg, guidance, seed, width, height, model, .. } = parameters;
-    let _ = write!(
-        text,
-        "\nSteps: {steps}, CFG scale: {true_cfg}, Distilled CFG Scale: {guidance}, Seed: {seed}, \
-         Size: {width}x{height}, Model: {model}"
-    );
+    let Parameters { steps, true_cfg, seed, width, height, model, .. } = parameters;
+    let _ = write!(text, "\nSteps: {steps}, CFG scale: {true_cfg}, ");
+    if let Some(guidance) = parameters.guidance {
+        let _ = write!(text, "Distilled CFG Scale: {guidance}, ");
+    }
+    let _ = write!(text, "Seed: {seed}, Size: {width}x{height}, Model: {model}");
     text
 }
 
@@ -169,7 +169,7 @@ mod tests {
             model: "nano-kontext".to_string(),
             single_files: Default::default(),
             steps: 8,
-            guidance: 2.5,
+            guidance: Some(2.5),
             max_sequence_length: 512,
             width: 32,
             height: 16,
