@@ -145,8 +145,8 @@ fn cannot_encode(format: &str, reason: impl std::fmt::Display) -> Error {
 
 /// Writes a file that is there whole or not at all: a temporary file beside it takes its name when complete.
 ///
-/// Without `overwrite` an existing file is left alone and refused. A link is followed. A device or pipe, which cannot
-/// be replaced, is written straight to.
+/// Without `overwrite` an existing file is left alone and refused. A link to a file is followed. A device like
+/// `/dev/null` or `/dev/stdout`, which cannot be replaced, is written straight to.
 pub fn write_atomically(path: &Path, bytes: &[u8], overwrite: bool) -> Result<()> {
     let failed = |source: io::Error| Error::Io { file: path.display().to_string(), source };
     match target(path, overwrite)? {
@@ -177,7 +177,7 @@ pub fn check_writable(path: &Path, overwrite: bool) -> Result<()> {
 
 enum Target {
     File(PathBuf),
-    /// Something that exists and is neither a file nor a folder: `/dev/null`, a named pipe.
+    /// What is written to as it is.
     Stream,
 }
 
@@ -185,13 +185,27 @@ fn target(path: &Path, overwrite: bool) -> Result<Target> {
     let refuse = |reason: &str| Error::Image { file: path.display().to_string(), reason: reason.to_string() };
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => Err(refuse("is a folder; give the name of a file in it")),
-        Ok(found) if !found.is_file() => Ok(Target::Stream),
+        Ok(found) if is_stream(path, found.file_type()) => Ok(Target::Stream),
+        Ok(found) if !found.is_file() => Err(refuse("is neither a file nor an output device; give the name of a file")),
         Ok(_) if !overwrite => Err(exists(path)),
         Ok(_) => Ok(Target::File(fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()))),
+        Err(_) if path.is_symlink() => {
+            Err(refuse("is a link to where no file is; give the name of that file, or another"))
+        }
         Err(_) if path.file_name().is_none() => Err(refuse("is not the name of a file")),
         Err(_) if !folder_of(path).is_dir() => Err(refuse("its folder does not exist; make it first")),
         Err(_) => Ok(Target::File(path.to_path_buf())),
     }
+}
+
+/// A character device, or whatever this process has open already. To open a pipe of another kind can wait for ever.
+fn is_stream(path: &Path, kind: fs::FileType) -> bool {
+    #[cfg(unix)]
+    if std::os::unix::fs::FileTypeExt::is_char_device(&kind) {
+        return true;
+    }
+    let is_own = ["/dev/stdout", "/dev/stderr"].map(Path::new).contains(&path) || path.starts_with("/dev/fd");
+    is_own && !kind.is_file()
 }
 
 fn exists(path: &Path) -> Error {
@@ -291,6 +305,14 @@ mod tests {
         write_atomically(&link, b"new", true).unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"new");
         assert!(link.is_symlink());
+        let dangling = folder.path().join("dangling.png");
+        std::os::unix::fs::symlink(folder.path().join("nowhere"), &dangling).unwrap();
+        for overwrite in [false, true] {
+            let refused = check_writable(&dangling, overwrite).unwrap_err().to_string();
+            assert!(refused.contains("dangling.png") && refused.contains("link"), "{refused}");
+            assert!(write_atomically(&dangling, b"new", overwrite).is_err());
+        }
+        assert!(dangling.is_symlink() && !dangling.exists());
         let null = Path::new("/dev/null");
         write_atomically(null, b"gone", true).unwrap();
         assert!(fs::metadata(null).unwrap().file_type().is_char_device());
