@@ -41,6 +41,9 @@ pub enum WeightsError {
     #[error("{0}: no such file or folder, and not a hub id of the form `owner/name`")]
     NoSuchModel(PathBuf),
 
+    #[error("cancelled")]
+    Cancelled,
+
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
 

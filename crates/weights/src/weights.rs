@@ -1,6 +1,12 @@
 //! What a model module takes its parameters from: a store, the naming of its tensors, a prefix, a dtype and a device.
 
-use std::{fmt::Display, sync::Arc};
+use std::{
+    fmt::Display,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{VarBuilder, var_builder::SimpleBackend};
@@ -23,12 +29,20 @@ pub struct Weights {
     prefix: String,
     dtype: DType,
     device: Device,
+    cancel: Option<Arc<AtomicBool>>,
 }
 
 impl Weights {
     /// `naming` turns the names that the model's code asks for into those in the store.
     pub fn new(store: Store, naming: impl Naming + 'static, dtype: DType, device: &Device) -> Self {
-        Self { store: Arc::new(store), naming: Arc::new(naming), prefix: String::new(), dtype, device: device.clone() }
+        Self {
+            store: Arc::new(store),
+            naming: Arc::new(naming),
+            prefix: String::new(),
+            dtype,
+            device: device.clone(),
+            cancel: None,
+        }
     }
 
     /// The parameters below `name`.
@@ -40,6 +54,11 @@ impl Weights {
     /// The same parameters, converted to another dtype when read.
     pub fn with_dtype(&self, dtype: DType) -> Self {
         Self { dtype, ..self.clone() }
+    }
+
+    /// The same parameters, of which none is read any more once `cancel` is set: all of a large model take minutes.
+    pub fn with_cancel(self, cancel: Arc<AtomicBool>) -> Self {
+        Self { cancel: Some(cancel), ..self }
     }
 
     pub fn dtype(&self) -> DType {
@@ -84,6 +103,9 @@ impl Weights {
     }
 
     fn read(&self, shape: &Shape, full_name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        if self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            return Err(WeightsError::Cancelled);
+        }
         let recipe = self.naming.recipe(full_name);
         // Against the header first: a file of another model is refused before gigabytes of it are read.
         self.check_shape(&recipe, shape.dims())?;
