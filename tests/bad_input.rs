@@ -98,6 +98,7 @@ fn impossible_numbers_are_usage_errors() {
         (["guidance is -1"], ["--guidance", "-1"]),
         (["guidance is inf"], ["--guidance", "inf"]),
         (["num-images is 0"], ["--num-images", "0"]),
+        (["width and height"], ["--width", "64"]),
         (["true-cfg"], ["--true-cfg", "2"]),
         (["negative prompt"], ["--negative-prompt", "red"]),
         (["reference size 17x16"], ["--reference-size", "17x16"]),
@@ -113,11 +114,12 @@ fn impossible_numbers_are_usage_errors() {
 fn what_clap_refuses_is_a_usage_error_too() {
     let place = Place::new();
     for flags in [["--steps", "many"], ["--seed", "-1"], ["--device", "tpu"], ["--dtype", "f8"], ["--format", "gif"]] {
-        let ran = place.run(&[&["edit", "photo.png", "bluer"], &flags[..]].concat());
-        assert_eq!(ran.code, Some(2));
-        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(flags[0]), "{}", ran.stderr);
+        refuses(&place, 2, &flags, &[&["edit", "photo.png", "bluer"], &flags[..]].concat());
     }
-    assert_eq!(place.run(&["edit", "photo.png"]).code, Some(2));
+    refuses(&place, 2, &["<PROMPT>", "--help"], &["edit", "photo.png"]);
+    // A misspelt word gets clap's advice.
+    let misspelt = place.run(&["edit", "photo.png", "bluer", "--sed", "1"]);
+    assert!(misspelt.code == Some(2) && misspelt.stderr.contains("'--seed'"), "{}", misspelt.stderr);
     assert_eq!(place.names(), ["photo.png"]);
 }
 
@@ -128,7 +130,23 @@ fn endless_prompts_are_refused() {
     refuses(&place, 2, &["prompt", "120000 bytes"], &["edit", "photo.png", &long]);
     let job = serde_json::json!({ "image": "photo.png", "prompt": "x".repeat(1 << 20) });
     place.write("jobs.jsonl", job.to_string());
-    refuses(&place, 1, &["jobs.jsonl line 1", "1048576 bytes"], &["edit", "--batch", "jobs.jsonl"]);
+    refuses(&place, 2, &["jobs.jsonl line 1", "1048576 bytes"], &["edit", "--batch", "jobs.jsonl"]);
+}
+
+#[test]
+fn a_bad_line_is_found_before_the_first_edit() {
+    let place = Place::new();
+    for (line, words) in [
+        ("{", "column 1"),
+        (r#"{"prompt": "redder", "colour": 3}"#, "colour"),
+        (r#"{"prompt": "redder", "steps": 0}"#, "steps is 0"),
+        (r#"{"prompt": "redder", "num_images": 3, "seed": [1, 2]}"#, "2 seeds for 3 images"),
+    ] {
+        place.write("jobs.jsonl", format!("{{\"image\": \"photo.png\", \"prompt\": \"bluer\"}}\n\n{line}\n"));
+        // Reading this model would be the next failure.
+        let args = ["edit", "--batch", "jobs.jsonl", "--model", "./none"];
+        refuses(&place, 2, &["jobs.jsonl line 3: ", words], &args);
+    }
 }
 
 #[test]
@@ -147,6 +165,30 @@ fn places_that_cannot_be_written_are_found_before_the_work() {
         edit(&["/proc/out.png"], 1, "/proc/out.png");
     }
     refuses_edit(&place, 1, &["no/dump"], &["--dump", "no/dump.safetensors"]);
+}
+
+#[test]
+fn intermediates_need_a_file_of_their_own() {
+    let place = Place::new();
+    refuses_edit(&place, 2, &["--dump", "file"], &["--dump", "-"]);
+    refuses_edit(&place, 2, &["./out.png", "--dump"], &["--dump", "./out.png", "-o", "out.png"]);
+    refuses_edit(&place, 2, &["out-2.png", "--dump"], &["--dump", "out-2.png", "-o", "out.png", "-n", "3"]);
+    refuses_edit(&place, 2, &["photo-edited.png", "--dump"], &["--dump", "photo-edited.png"]);
+}
+
+/// Nobody reads this pipe: to open it would wait for ever.
+#[cfg(unix)]
+#[test]
+fn a_named_pipe_is_no_output() {
+    let place = Place::new();
+    let pipe = place.path("pipe.png");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::os::unix::fs::symlink(&pipe, place.path("link.png")).unwrap();
+    for flags in [&["-o", "pipe.png"][..], &["-o", "link.png", "--force"], &["--dump", "pipe.png"]] {
+        refuses_edit(&place, 1, &[flags[1], "neither a file"], flags);
+    }
+    let piped = place.tiny(&["edit", "photo.png", "bluer", "-q", "-o", "/dev/stdout"]);
+    assert!(piped.code == Some(0) && piped.stdout.starts_with(b"\x89PNG"), "{}", piped.stderr);
 }
 
 #[cfg(unix)]

@@ -155,6 +155,59 @@ fn a_model_without_guidance_has_none_to_give_or_to_store() {
 }
 
 #[test]
+fn another_source_keeps_sizes_that_were_given_and_makes_its_own_of_the_rest() {
+    let place = Place::new();
+    let model = fixtures().join("tiny-kontext").display().to_string();
+    let edit = |output: &str, size: &[&str]| {
+        let args = ["edit", "photo.png", "bluer", "--model", &model, "--steps", "1", "-o", output];
+        place.run(&[&args[..], size].concat()).lines();
+    };
+    edit("kept.png", &["--reference-size", "keep"]);
+    edit("given.png", &["--reference-size", "32x32", "--width", "48", "--height", "16"]);
+    image::RgbImage::new(80, 32).save(place.path("other.png")).unwrap();
+    let sizes = |from: &str, source: &str| {
+        place.run(&["edit", "--from", from, source, "-o", "again.png", "--force"]).lines();
+        let stored = info(&place, "again.png");
+        (place.pixels("again.png").dimensions(), stored["reference"].to_string())
+    };
+    assert_eq!(sizes("kept.png", "photo.png"), ((64, 48), "[64,48]".to_string()));
+    assert_eq!(sizes("kept.png", "other.png"), ((80, 32), "[80,32]".to_string()));
+    assert_eq!(sizes("given.png", "other.png"), ((48, 16), "[32,32]".to_string()));
+}
+
+/// What is stored of a model on disk is enough to find it from elsewhere, and does not tell who the user is.
+#[test]
+fn an_edit_repeats_from_another_folder() {
+    let place = Place::new();
+    copy_folder(&fixtures().join("tiny-kontext"), &place.path("jane/model"));
+    fs::copy(fixtures().join("comfy/clip_l.safetensors"), place.path("jane/clip.safetensors")).unwrap();
+    fs::create_dir(place.path("else")).unwrap();
+    let run = |folder: &str, args: &[&str]| {
+        let mut command = place.command(support::BINARY);
+        let ran = command.current_dir(place.path(folder)).env("HOME", place.path("jane")).args(args).output().unwrap();
+        support::Ran::from(ran)
+    };
+    let files = ["--model", "model", "--clip", "../jane/clip.safetensors"];
+    let rest = ["--steps", "1", "--reference-size", "keep", "-o", "../a.png"];
+    run("jane", &[&["edit", "../photo.png", "bluer"], &files[..], &rest].concat()).lines();
+    let stored = info(&place, "a.png");
+    assert_eq!(
+        (&stored["model"], &stored["single_files"]["--clip"]),
+        (&"~/model".into(), &"~/clip.safetensors".into())
+    );
+    run("else", &["edit", "--from", "../a.png", "-o", "../b.png"]).lines();
+    assert_eq!(place.bytes("b.png"), place.bytes("a.png"));
+    let text = place.run(&["info", "a.png"]);
+    assert!(text.text().contains("~/clip.safetensors") && text.text().contains("512 tokens"), "{}", text.text());
+    assert!(!text.text().contains("jane"));
+    fs::rename(place.path("jane/clip.safetensors"), place.path("jane/other.safetensors")).unwrap();
+    assert!(run("else", &["edit", "--from", "../a.png"]).sentence(1).contains("clip.safetensors"));
+    let given = ["edit", "--from", "../a.png", "--clip", "../jane/other.safetensors", "-o", "../c.png"];
+    run("else", &given).lines();
+    assert_eq!(place.pixels("c.png"), place.pixels("a.png"));
+}
+
+#[test]
 fn a_source_that_moved_or_changed_must_be_given() {
     let place = Place::new();
     place.tiny(&["edit", "photo.png", "bluer", "-o", "a.png"]).lines();
@@ -209,12 +262,13 @@ fn a_batch_does_what_it_can() {
             "\n\n",
             r#"{"image": "missing.png", "prompt": "bluer"}"#,
             "\n",
-            r#"{"image": "photo.png", "prompt": "redder", "output": "red.webp", "seed": 1, "steps": 1}"#,
+            r#"{"image": "photo.png", "prompt": "redder", "output": "red.webp", "num_images": 1, "steps": 1}"#,
             "\n"
         ),
     );
-    let ran = place.tiny(&["edit", "--batch", "jobs.jsonl", "--keep-loaded"]);
+    let ran = place.tiny(&["edit", "--batch", "jobs.jsonl", "--keep-loaded", "-v", "-n", "3"]);
     assert_eq!(ran.code, Some(1));
+    assert!(!cfg!(target_os = "linux") || ran.stderr.contains("peak memory"), "{}", ran.stderr);
     assert_eq!(ran.text().lines().collect::<Vec<_>>(), ["photo-edited-1.png", "photo-edited-2.png", "red.webp"]);
     assert!(ran.stderr.contains("error: jobs.jsonl line 3: missing.png: "), "{}", ran.stderr);
     assert_eq!(info(&place, "red.webp")["steps"], 1);
@@ -251,6 +305,11 @@ fn how_much_is_said_can_be_chosen() {
     let verbose = say(&["-v"]);
     assert!(verbose.contains("steps") && verbose.contains("cpu in f32"), "{verbose}");
     assert!(!cfg!(target_os = "linux") || verbose.contains("peak memory"), "{verbose}");
+    assert!(!verbose.contains("DEBUG"), "{verbose}");
+    let inside = say(&["-vv"]);
+    for word in ["FLUX transformer opened", "sigmas=[1.0, ", "latents=[1, 16, 6, 8]", "device=cpu", "dtype=f32"] {
+        assert!(inside.contains(word), "`{word}` is not in {inside}");
+    }
 }
 
 #[test]
@@ -290,10 +349,17 @@ fn the_readme_names_every_flag() {
     }
 }
 
-/// A signal as Ctrl-C sends it, in the middle of the steps.
+/// In the middle of the steps: a signal as Ctrl-C sends it, and one as a system that shuts down does.
 #[cfg(target_os = "linux")]
 #[test]
 fn an_interrupted_edit_stops_at_once_and_leaves_nothing() {
+    for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
+        interrupt(signal, number);
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn interrupt(signal: &str, number: u32) {
     use std::{
         process::Command,
         thread::sleep,
@@ -304,21 +370,21 @@ fn an_interrupted_edit_stops_at_once_and_leaves_nothing() {
     let model = fixtures().join("tiny-kontext").display().to_string();
     let size = ["--steps", "1000", "--width", "512", "--height", "512", "--reference-size", "keep"];
     let child = place.start(&[&["edit", "photo.png", "bluer", "--model", &model], &size[..]].concat());
-    let catches_interrupts = || {
+    let catches_signals = || {
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
-        u64::from_str_radix(mask.trim(), 16).unwrap() & 0b10 != 0
+        u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << (number - 1)) != 0
     };
     let started = Instant::now();
-    while !catches_interrupts() && started.elapsed() < Duration::from_secs(60) {
+    while !catches_signals() && started.elapsed() < Duration::from_secs(60) {
         sleep(Duration::from_millis(20));
     }
     // Into the steps.
     sleep(Duration::from_millis(1500));
     let interrupted = Instant::now();
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
     let ran = support::Ran::from(child.wait_with_output().unwrap());
-    assert_eq!(ran.sentence(130), "interrupted");
+    assert_eq!(ran.sentence(128 + number as i32), "interrupted");
     assert!(interrupted.elapsed() < Duration::from_secs(20), "{:?}", interrupted.elapsed());
     assert_eq!(place.names(), ["photo.png"]);
     assert_eq!(place.pixels("photo.png"), photo());

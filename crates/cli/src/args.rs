@@ -3,11 +3,42 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueHint, error::ErrorKind};
 use clap_complete::Shell;
 use retouch::{DeviceChoice, ModelSource, Precision, image::OutputFormat};
 
-use crate::settings::SettingsArgs;
+use crate::{
+    failure::{Failure, Result},
+    settings::SettingsArgs,
+};
+
+/// The arguments of this process. Help, and the corrections of misspelt words, are as clap prints them; what else is
+/// wrong with arguments is said in one sentence.
+pub fn parse() -> Result<Cli> {
+    Cli::try_parse().map_err(|error| sentence(&error).map_or_else(|| error.exit(), Failure::Usage))
+}
+
+fn sentence(error: &clap::Error) -> Option<String> {
+    use ErrorKind::*;
+    if !matches!(
+        error.kind(),
+        MissingRequiredArgument
+            | ArgumentConflict
+            | ValueValidation
+            | InvalidValue
+            | InvalidUtf8
+            | NoEquals
+            | TooFewValues
+            | TooManyValues
+            | WrongNumberOfValues
+    ) {
+        return None;
+    }
+    // What is wrong comes first, with what it is about in lines of its own; then, after an empty line, the usage.
+    let text = error.render().to_string();
+    let what: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    Some(format!("{}; see --help", what.join(" ").trim_start_matches("error: ")))
+}
 
 /// Edit images with words, on your own machine.
 #[derive(Debug, Parser)]
@@ -39,15 +70,17 @@ retouch edit [OPTIONS] <IMAGE> <PROMPT>
        retouch edit [OPTIONS] --from <EDITED> [IMAGE] [PROMPT]
        retouch edit [OPTIONS] --batch <FILE>";
 
-const EDIT_EXAMPLES: &str = "\
+pub const EDIT_EXAMPLES: &str = "\
 Examples:
   retouch edit photo.jpg \"make it black and white\"
   retouch edit photo.jpg \"remove the car\" -o clean.png --seed 1,2,3
   retouch edit --from clean-2.png photo.jpg
   retouch edit --batch jobs.jsonl --keep-loaded
 
-A batch file has one JSON object per line with the keys `image`, `prompt` and `output`, and the long names of the
-request's options (with `_` for `-`); what a line leaves out is taken from the command line.";
+A batch file has one JSON object per line, of these fields: image, prompt, output, seed (a number or a list), num_images,
+steps, guidance, negative_prompt, true_cfg, width, height, aspect_ratio, size, reference_size. All but prompt can be left
+out, and what a line leaves out is taken from the command line; a list of seeds says how many images there are.
+  {\"image\": \"photo.jpg\", \"prompt\": \"make it night\", \"output\": \"night.png\", \"seed\": [1, 2], \"steps\": 20}";
 
 #[derive(Debug, Args)]
 pub struct EditArgs {
@@ -58,7 +91,8 @@ pub struct EditArgs {
     #[arg(required_unless_present_any = ["from", "batch"], conflicts_with = "batch")]
     pub prompt: Option<String>,
     /// Repeat the edit whose parameters are stored in this image; flags given beside it replace stored ones. Its source
-    /// is IMAGE, or the file of the stored name beside it or in the working directory
+    /// is IMAGE, or the file of the stored name beside it or in the working directory; with another image, sizes that
+    /// were given stay, and those that came from the image come from the new one
     #[arg(long, value_name = "EDITED", value_hint = ValueHint::FilePath)]
     pub from: Option<PathBuf>,
     /// Do all edits of a JSON Lines file (`-` for standard input); see the examples below
@@ -76,7 +110,7 @@ pub struct GenerateArgs {
     pub common: CommonArgs,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct CommonArgs {
     #[command(flatten)]
     pub output: OutputArgs,
@@ -140,25 +174,20 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The options that are given for files in place of the model's own.
-    pub fn given(&self) -> Vec<&'static str> {
-        let Self { transformer, vae, clip, t5, tokenizers, .. } = self;
-        let options = [
-            ("--transformer", transformer),
-            ("--vae", vae),
-            ("--clip", clip),
-            ("--t5", t5),
-            ("--tokenizers", tokenizers),
-        ];
-        options.into_iter().filter(|(_, file)| file.is_some()).map(|(option, _)| option).collect()
-    }
-
-    /// The model to open; `stored` names one where no flag does: neither --model nor all four single files.
-    pub fn source(&self, stored: Option<&str>) -> ModelSource {
+    /// The model to open. What is given takes the place of `stored` parts; --model, or all four single files, that of
+    /// the whole.
+    pub fn source(&self, stored: ModelSource) -> ModelSource {
         let Self { model, transformer, vae, clip, t5, tokenizers } = self.clone();
         let complete = [&transformer, &vae, &clip, &t5].iter().all(|file| file.is_some());
-        let base = model.or_else(|| stored.filter(|_| !complete).map(str::to_string));
-        ModelSource { base, transformer, vae, clip, t5, tokenizers }
+        let stored = if model.is_some() || complete { ModelSource::default() } else { stored };
+        ModelSource {
+            base: model.or(stored.base),
+            transformer: transformer.or(stored.transformer),
+            vae: vae.or(stored.vae),
+            clip: clip.or(stored.clip),
+            t5: t5.or(stored.t5),
+            tokenizers: tokenizers.or(stored.tokenizers),
+        }
     }
 }
 
@@ -252,9 +281,6 @@ mod tests {
             ("retouch edit photo.jpg bluer --batch jobs.jsonl", ArgumentConflict),
             ("retouch edit --from a.png --batch jobs.jsonl", ArgumentConflict),
             ("retouch edit --batch jobs.jsonl -o out.png", ArgumentConflict),
-            ("retouch edit photo.jpg bluer --width 512", MissingRequiredArgument),
-            ("retouch edit photo.jpg bluer --width 512 --height 512 --aspect-ratio 1:1", ArgumentConflict),
-            ("retouch edit photo.jpg bluer --size diffusers --aspect-ratio 1:1", ArgumentConflict),
             ("retouch edit photo.jpg bluer -q -v", ArgumentConflict),
             ("retouch edit photo.jpg bluer --format gif", ValueValidation),
             ("retouch edit photo.jpg bluer --device tpu", ValueValidation),
@@ -275,10 +301,35 @@ mod tests {
             Command::Edit(args) => args.common.model,
             _ => unreachable!(),
         };
-        let base = |line: &str| args(line).source(Some("stored")).base;
-        assert_eq!(base("retouch edit --from a.png").as_deref(), Some("stored"));
-        assert_eq!(base("retouch edit --from a.png -m other").as_deref(), Some("other"));
-        assert_eq!(base("retouch edit --from a.png --vae v --tokenizers t").as_deref(), Some("stored"));
-        assert_eq!(base("retouch edit --from a.png --transformer f --vae v --clip c --t5 t"), None);
+        let stored = ModelSource { base: Some("stored".into()), clip: Some("old".into()), ..Default::default() };
+        let model = |line: &str| args(line).source(stored.clone());
+        let kept = model("retouch edit --from a.png --vae new");
+        assert_eq!(
+            (kept.base.as_deref(), kept.clip, kept.vae),
+            (Some("stored"), stored.clip.clone(), Some("new".into()))
+        );
+        let other = model("retouch edit --from a.png -m other");
+        assert_eq!((other.base.as_deref(), other.clip), (Some("other"), None));
+        let files = model("retouch edit --from a.png --transformer f --vae v --clip c --t5 t");
+        assert_eq!((files.base, files.clip), (None, Some("c".into())));
+    }
+
+    #[test]
+    fn mistakes_are_one_sentence_and_misspelt_words_are_left_to_clap() {
+        let said = |line: &str| sentence(&Cli::try_parse_from(line.split(' ')).unwrap_err());
+        for (line, words) in [
+            ("retouch edit photo.jpg", "not provided: <PROMPT>"),
+            ("retouch edit photo.jpg bluer --seed x", "'x' for '--seed <N>'"),
+            ("retouch edit photo.jpg bluer -q -v", "cannot be used with"),
+            ("retouch edit --batch jobs.jsonl -o out.png", "cannot be used with"),
+            ("retouch edit photo.jpg bluer --steps", "'--steps <N>'"),
+            ("retouch completions csh", "possible values: bash"),
+        ] {
+            let sentence = said(line).unwrap();
+            assert!(sentence.contains(words) && !sentence.contains('\n') && !sentence.contains("error:"), "{sentence}");
+        }
+        for line in ["retouch edit photo.jpg bluer --no-such-flag", "retouch erase photo.jpg", "retouch edit --help"] {
+            assert_eq!(said(line), None, "{line}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use retouch::{EditRequest, ModelSource};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -13,91 +14,138 @@ use crate::{
     settings::SettingsArgs,
 };
 
-/// Does the edits of a JSON Lines file one after the other. One that fails is reported and does not keep the rest.
+/// Does the edits of a JSON Lines file one after the other. A line that is none ends it before the first; an edit that
+/// fails is reported and does not keep the rest.
 pub fn run(list: &Path, common: &CommonArgs, console: &Console) -> Result<()> {
+    let at = |number: usize, failure: Failure| {
+        format!("{} line {number}: {}", display(list), failure.message().unwrap_or_default())
+    };
     let text = String::from_utf8(files::read(list)?)
         .map_err(|_| Failure::Failed(format!("{}: not a text file in UTF-8", display(list))))?;
-    let lines: Vec<_> = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).collect();
-    if lines.is_empty() {
+    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+    let edit = |(number, line)| match Edit::parse(line, common) {
+        Ok(edit) => Ok((number, edit)),
+        Err(failure) => Err(Failure::Usage(at(number, failure))),
+    };
+    let edits = lines.map(edit).collect::<Result<Vec<_>>>()?;
+    if edits.is_empty() {
         return Err(Failure::Failed(format!("{}: no edit is in it; give one JSON object per line", display(list))));
     }
-    console.catch_interrupts()?;
-    let mut engine = open(&common.model.source(None), &common.run, console)?;
+    console.catch_signals()?;
+    let mut engine = open(&common.model.source(ModelSource::default()), &common.run, console)?;
     let keep_loaded = common.run.keep_loaded;
     let mut session = Session { engine: &mut engine, console, json: common.output.json, keep_loaded };
     let mut failed = false;
-    for (number, line) in lines {
-        match Line::parse(line).and_then(|line| line.job(common)).and_then(|job| session.run(job, None)) {
+    for (number, edit) in edits {
+        match edit.job(common).and_then(|job| session.run(job, None)) {
             Ok(()) => {}
-            Err(Failure::Interrupted) => return Err(Failure::Interrupted),
+            Err(interrupted @ Failure::Interrupted { .. }) => return Err(interrupted),
             Err(failure) => {
-                let message = failure.message().unwrap_or_default();
-                console.failure(&Failure::Failed(format!("{} line {}: {message}", display(list), number + 1)));
+                console.failure(&Failure::Failed(at(number, failure)));
                 failed = true;
             }
         }
     }
+    console.note_peak_memory();
     if failed { Err(Failure::Reported) } else { Ok(()) }
 }
 
-/// A line of the file.
+/// A line of the file, with what it leaves out taken from the flags.
 #[derive(Debug)]
-struct Line {
+struct Edit {
+    request: EditRequest,
     image: Option<PathBuf>,
-    prompt: String,
     output: Option<PathBuf>,
-    settings: SettingsArgs,
 }
 
-impl Line {
-    fn parse(line: &str) -> Result<Self> {
+impl Edit {
+    fn parse(line: &str, common: &CommonArgs) -> Result<Self> {
         let bad = |reason: String| Failure::Usage(format!("not a usable edit: {reason}"));
-        let mut object: Map<String, Value> = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
+        // The parser sees one line only, which is not the first of the file.
+        let malformed = |e: serde_json::Error| bad(e.to_string().replace(" at line 1 column ", " at column "));
+        let mut object: Map<String, Value> = serde_json::from_str(line).map_err(malformed)?;
         let mut text = |key: &str| match object.remove(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(_) => Err(bad(format!("`{key}` must be a text"))),
         };
         let (image, prompt, output) = (text("image")?, text("prompt")?, text("output")?);
-        Ok(Self {
-            image: image.map(PathBuf::from),
-            prompt: prompt.ok_or_else(|| bad("`prompt` is missing".to_string()))?,
-            output: output.map(PathBuf::from),
-            settings: serde_json::from_value(Value::Object(object)).map_err(|e| bad(e.to_string()))?,
-        })
-    }
-
-    /// With what the line leaves out taken from the flags.
-    fn job(self, common: &CommonArgs) -> Result<Job> {
-        let request = self.settings.or(&common.settings).request(self.prompt)?;
-        if self.output.as_deref().is_some_and(files::is_stdio) || self.image.as_deref().is_some_and(files::is_stdio) {
+        let prompt = prompt.ok_or_else(|| bad("`prompt` is missing".to_string()))?;
+        let settings: SettingsArgs = serde_json::from_value(Value::Object(object)).map_err(malformed)?;
+        let [image, output] = [image, output].map(|path| path.map(PathBuf::from));
+        if [&image, &output].into_iter().flatten().any(|path| files::is_stdio(path)) {
             return Failure::usage("a batch reads and writes files, not standard input and output");
         }
-        let source = match self.image {
+        Ok(Self { request: settings.or(&common.settings).request(prompt)?, image, output })
+    }
+
+    /// Only now are files looked at: an edit can start from the result of one before it.
+    fn job(self, common: &CommonArgs) -> Result<Job> {
+        let Self { request, image, output } = self;
+        let output = Output::plan(&common.output, output.as_deref(), image.as_deref(), request.seeds.images())?;
+        let source = match image {
             Some(path) => Some(Source { picture: files::read_picture(&path)?, path }),
             None => None,
         };
-        let path = source.as_ref().map(|source| source.path.as_path());
-        let output = Output::plan(&common.output, self.output.as_deref(), path, request.seeds.images())?;
         Job::new(request, source, output, None)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use retouch::Seeds;
+
     use super::*;
+    use crate::args::EDIT_EXAMPLES;
+
+    fn parse(line: &str) -> Result<Edit> {
+        Edit::parse(line, &CommonArgs::default())
+    }
 
     #[test]
     fn a_line_has_image_prompt_output_and_options() {
-        let line = Line::parse(r#"{"image": "a.png", "prompt": "bluer", "output": "b.png", "seed": [1, 2]}"#).unwrap();
-        assert_eq!((line.image, line.output), (Some("a.png".into()), Some("b.png".into())));
-        assert_eq!((line.prompt.as_str(), line.settings.seed), ("bluer", vec![1, 2]));
+        let edit = parse(r#"{"image": "a.png", "prompt": "bluer", "output": "b.png", "seed": [1, 2]}"#).unwrap();
+        assert_eq!((edit.image, edit.output), (Some("a.png".into()), Some("b.png".into())));
+        assert_eq!((edit.request.prompt.as_str(), edit.request.seeds), ("bluer", Seeds::Each(vec![1, 2])));
+    }
+
+    #[test]
+    fn a_line_wins_over_the_flags() {
+        let settings = SettingsArgs { num_images: Some(3), steps: Some(4), ..Default::default() };
+        let common = CommonArgs { settings, ..Default::default() };
+        let edit = Edit::parse(r#"{"prompt": "bluer", "seed": [5, 9], "steps": 8}"#, &common).unwrap();
+        assert_eq!((edit.request.seeds, edit.request.steps), (Seeds::Each(vec![5, 9]), Some(8)));
+        let edit = Edit::parse(r#"{"prompt": "bluer", "seed": 5}"#, &common).unwrap();
+        assert_eq!((edit.request.seeds, edit.request.steps), (Seeds::Each(vec![5, 6, 7]), Some(4)));
+    }
+
+    #[test]
+    fn the_example_of_the_help_is_an_edit() {
+        let example = EDIT_EXAMPLES.lines().map(str::trim).find(|line| line.starts_with('{')).unwrap();
+        assert_eq!(parse(example).unwrap().request.steps, Some(20));
+        // serde lists the fields that it takes.
+        let refused = parse(r#"{"prompt": "x", "colour": "blue"}"#).unwrap_err();
+        let (_, fields) = refused.message().unwrap().split_once("expected one of").unwrap();
+        let fields: Vec<_> = fields.split('`').skip(1).step_by(2).collect();
+        assert!(fields.len() > 8, "{fields:?}");
+        for field in fields {
+            assert!(EDIT_EXAMPLES.contains(field), "{field}");
+        }
     }
 
     #[test]
     fn lines_that_are_no_edits_are_refused() {
-        for line in ["", "7", "{}", r#"{"prompt": 3}"#, r#"{"prompt": "x", "colour": "blue"}"#, r#"{"prompt": "x""#] {
-            assert!(matches!(Line::parse(line), Err(Failure::Usage(_))), "{line}");
+        for line in [
+            "",
+            "7",
+            "{}",
+            r#"{"prompt": 3}"#,
+            r#"{"prompt": "x", "colour": "blue"}"#,
+            r#"{"prompt": "x""#,
+            r#"{"prompt": "x", "steps": 0}"#,
+            r#"{"prompt": "x", "image": "-"}"#,
+        ] {
+            assert!(matches!(parse(line), Err(Failure::Usage(_))), "{line}");
         }
     }
 }

@@ -4,11 +4,16 @@ use std::{
     io::{self, Write},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
+use retouch::Control;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
 use tracing::level_filters::LevelFilter;
 
 use crate::{
@@ -24,7 +29,9 @@ pub struct Console {
     pub bars: MultiProgress,
     quiet: bool,
     verbose: u8,
-    interrupted: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    /// The number of the signal that set `stop`.
+    signal: Arc<AtomicUsize>,
 }
 
 impl Console {
@@ -34,7 +41,8 @@ impl Console {
             bars: MultiProgress::with_draw_target(target),
             quiet: verbosity.quiet,
             verbose: verbosity.verbose,
-            interrupted: Arc::default(),
+            stop: Arc::default(),
+            signal: Arc::default(),
         };
         let level = match (verbosity.quiet, verbosity.verbose) {
             (true, _) => LevelFilter::ERROR,
@@ -64,6 +72,13 @@ impl Console {
         }
     }
 
+    /// Says how much memory this process has held at most, where that is asked for and known.
+    pub fn note_peak_memory(&self) {
+        if let Some(bytes) = peak_memory().filter(|_| self.is_verbose()) {
+            self.note(&format!("peak memory {:.2} GiB", bytes as f64 / f64::from(1 << 30)));
+        }
+    }
+
     /// Reports why something did not succeed.
     pub fn failure(&self, failure: &Failure) {
         let Some(message) = failure.message() else { return };
@@ -88,25 +103,64 @@ impl Console {
         })
     }
 
-    /// From now on Ctrl-C asks for a stop, which [`Self::interrupted`] tells; a second one ends the process at once.
-    pub fn catch_interrupts(&self) -> Result<()> {
-        let interrupted = self.interrupted.clone();
-        let handler = move || {
-            if interrupted.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(Failure::Interrupted.exit_code()));
-            }
+    /// From now on Ctrl-C and a request to terminate ask for a stop; a second one ends the process at once.
+    ///
+    /// A hang-up is left alone: it ends the process at once, as it should, unless `nohup` says that it should not.
+    pub fn catch_signals(&self) -> Result<()> {
+        let catch = |signal: i32| {
+            // In the order in which they act.
+            flag::register_conditional_shutdown(signal, 128 + signal, self.stop.clone())?;
+            flag::register_usize(signal, self.signal.clone(), signal as usize)?;
+            flag::register(signal, self.stop.clone())
         };
-        ctrlc::set_handler(handler).map_err(|e| Failure::Failed(format!("Ctrl-C cannot be caught: {e}")))
+        [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
+            catch(signal).map(drop).map_err(|e| Failure::Failed(format!("signals cannot be caught: {e}")))
+        })
     }
 
-    pub fn interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::SeqCst)
+    /// Fails once a signal asked for a stop.
+    pub fn check_stop(&self) -> Result<()> {
+        if !self.stop.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(Failure::Interrupted { signal: self.signal.load(Ordering::SeqCst) as u8 })
+    }
+
+    /// The same for who computes.
+    pub fn control(&self) -> Control {
+        if self.stop.load(Ordering::SeqCst) { Control::Cancel } else { Control::Continue }
+    }
+
+    /// The flag that a signal sets.
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
     }
 }
 
 /// Without the control characters by which a name or a prompt out of a file could command the terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// In bytes. Not `getrusage` as on macOS: on Linux that can be the peak of the program that started this one.
+#[cfg(target_os = "linux")]
+fn peak_memory() -> Option<u64> {
+    // See proc_pid_status(5).
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(target_os = "macos")]
+fn peak_memory() -> Option<u64> {
+    use nix::sys::resource::{UsageWho, getrusage};
+    getrusage(UsageWho::RUSAGE_SELF).ok()?.max_rss().try_into().ok() // in bytes there
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+fn peak_memory() -> Option<u64> {
+    None
 }
 
 /// Standard error, written to without tearing the progress bars.

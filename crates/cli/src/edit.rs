@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use retouch::{
-    EditRequest, EditResult, Engine, EngineOptions, ModelSource, Parameters, Seeds, Timings,
-    image::{RgbImage, check_writable, read_parameters, sha256},
+    Control, EditRequest, EditResult, EditedImage, Engine, EngineOptions, Error, ModelSource, Observer, Parameters,
+    Seeds, Timings,
+    image::{RgbImage, read_parameters, sha256},
 };
 use serde::Serialize;
 
@@ -31,14 +32,14 @@ pub fn edit(args: Box<EditArgs>, console: &Console) -> Result<()> {
     let (Some(path), Some(prompt)) = (image, prompt) else { return Failure::usage("give an image and a prompt") };
     let request = common.settings.request(prompt)?;
     let source = Source { picture: files::read_picture(&path)?, path };
-    run_one(request, Some(source), None, common, console)
+    run_one(request, Some(source), Stored::default(), common, console)
 }
 
 /// `retouch generate`.
 pub fn generate(args: Box<GenerateArgs>, console: &Console) -> Result<()> {
     let GenerateArgs { prompt, common } = *args;
     let request = common.settings.request(prompt)?;
-    run_one(request, None, None, common, console)
+    run_one(request, None, Stored::default(), common, console)
 }
 
 /// `retouch edit --from`: what `from` was made by, with the flags that are given in place of stored parameters.
@@ -59,11 +60,6 @@ fn repeat(
         let (then, now) = (&stored.version, env!("CARGO_PKG_VERSION"));
         console.note(&format!("note: {} was made by retouch {then}, this is {now}: results may differ", display(from)));
     }
-    // Single files are stored by name only, as folders are nobody's business: they have to be given again.
-    let given = common.model.given();
-    if let Some((option, file)) = stored.single_files.iter().find(|(option, _)| !given.contains(&option.as_str())) {
-        return Failure::usage(format!("{} was made with {option} {file}; give that file again", display(from)));
-    }
     let source = match (image, &stored.source_sha256) {
         (Some(path), wanted) => {
             let picture = files::read_picture(&path)?;
@@ -82,13 +78,14 @@ fn repeat(
     common.settings = common.settings.or(&SettingsArgs::from(&stored));
     common.run.device = common.run.device.or_else(|| stored.device.parse().ok());
     common.run.dtype = common.run.dtype.or_else(|| stored.dtype.parse().ok());
+    let model = ModelSource::of(&stored);
     let mut request = common.settings.request(prompt.unwrap_or(stored.prompt))?;
     if let Some((_, images)) = batch {
         request.seeds = Seeds::Shared { seed: stored.seed, images };
         request.check()?;
     }
-    let stored = Stored { model: stored.model, image: batch.map(|(image, _)| image), guidance };
-    run_one(request, source, Some(stored), common, console)
+    let stored = Stored { model, image: batch.map(|(image, _)| image), guidance };
+    run_one(request, source, stored, common, console)
 }
 
 /// The image that `from` was made from: of its stored name, and of the same pixels.
@@ -118,8 +115,9 @@ pub struct Source {
 }
 
 /// What a repeated edit takes from stored parameters that is no option of a request.
+#[derive(Default)]
 struct Stored {
-    model: String,
+    model: ModelSource,
     /// The one image of a batch to write.
     image: Option<usize>,
     /// Whether the guidance scale is the stored one, which another model may have no use for.
@@ -130,34 +128,26 @@ struct Stored {
 fn run_one(
     request: EditRequest,
     source: Option<Source>,
-    stored: Option<Stored>,
+    stored: Stored,
     common: CommonArgs,
     console: &Console,
 ) -> Result<()> {
     let CommonArgs { output, model, run, .. } = common;
-    let only = stored.as_ref().and_then(|stored| stored.image);
-    let images = if only.is_some() { 1 } else { request.seeds.images() };
+    let images = if stored.image.is_some() { 1 } else { request.seeds.images() };
     if run.keep_loaded && images == 1 {
         return Failure::usage("--keep-loaded acts only between several images; leave it out or ask for more");
     }
-    if let Some(dump) = &output.dump {
-        check_writable(dump, output.force)?;
-    }
     let path = source.as_ref().map(|source| source.path.as_path());
     let place = Output::plan(&output, output.output.as_deref(), path, images)?;
-    let mut job = Job::new(request, source, place, only)?;
-    console.catch_interrupts()?;
-    let mut engine = open(&model.source(stored.as_ref().map(|stored| stored.model.as_str())), &run, console)?;
-    if stored.is_some_and(|stored| stored.guidance) && !engine.takes_guidance() {
+    let mut job = Job::new(request, source, place, stored.image)?;
+    console.catch_signals()?;
+    let mut engine = open(&model.source(stored.model), &run, console)?;
+    if stored.guidance && !engine.takes_guidance() {
         job.request.guidance = None;
     }
     let mut session = Session { engine: &mut engine, console, json: output.json, keep_loaded: run.keep_loaded };
     session.run(job, output.dump.as_deref())?;
-    if console.is_verbose()
-        && let Some(bytes) = peak_memory()
-    {
-        console.note(&format!("peak memory {:.2} GiB", bytes as f64 / f64::from(1 << 30)));
-    }
+    console.note_peak_memory();
     Ok(())
 }
 
@@ -166,7 +156,8 @@ pub fn open(source: &ModelSource, run: &RunArgs, console: &Console) -> Result<En
     let options =
         EngineOptions { device: run.device.unwrap_or_default(), precision: run.dtype, keep_loaded: run.keep_loaded };
     let engine = Engine::open(source, options, &mut DownloadProgress::new(console));
-    if console.interrupted() { Err(Failure::Interrupted) } else { Ok(engine?) }
+    console.check_stop()?;
+    Ok(engine?)
 }
 
 /// A request and the place of its results.
@@ -202,93 +193,97 @@ pub struct Session<'a> {
 
 impl Session<'_> {
     pub fn run(&mut self, job: Job, dump: Option<&Path>) -> Result<()> {
+        let Self { engine, console, json, keep_loaded } = self;
         let Job { mut request, source_name, output, only } = job;
         // Loaded once, the model can as well make one image after the other; else one pass over its stages makes all.
         let parts = match &request.seeds {
-            Seeds::Each(seeds) if self.keep_loaded => seeds.iter().map(|&seed| Seeds::Each(vec![seed])).collect(),
+            Seeds::Each(seeds) if *keep_loaded => seeds.iter().map(|&seed| Seeds::Each(vec![seed])).collect(),
             all => vec![all.clone()],
         };
         let mut number = 0;
         for seeds in parts {
             request.seeds = seeds;
-            let EditResult { images, timings } = self.compute(&request, dump)?;
-            for (_, mut image) in images.into_iter().enumerate().filter(|(i, _)| only.is_none_or(|only| only == *i)) {
+            let (mut place, mut delivered) = (0.., Ok(()));
+            let mut each = |mut image: EditedImage, timings: &Timings| {
+                if only.is_some() && place.next() != only {
+                    return Control::Continue;
+                }
                 number += 1;
                 image.parameters.source_name = source_name.clone();
-                let path = output.write(&image, number, self.console)?;
-                self.report(path.as_deref(), &image.parameters, &timings)?;
+                // Also where the last step was done by then: who interrupts wants no result.
+                delivered = console.check_stop().and_then(|()| {
+                    let path = output.write(&image, number, console)?;
+                    report(path.as_deref(), &image.parameters, timings, *json, console)
+                });
+                if delivered.is_ok() { Control::Continue } else { Control::Cancel }
+            };
+            let mut progress = EditProgress::new(console, request.seeds.images());
+            let made = match dump {
+                None => engine.edit_each(&request, &mut progress, each).map(drop).map_err(Failure::from),
+                Some(dump) => edit_and_dump(engine, &request, &mut progress, &mut each, dump),
+            };
+            drop(progress);
+            delivered?;
+            if made.is_err() {
+                console.check_stop()?;
             }
+            made?;
         }
         Ok(())
     }
+}
 
-    fn compute(&mut self, request: &EditRequest, dump: Option<&Path>) -> Result<EditResult> {
-        let mut progress = EditProgress::new(self.console, request.seeds.images());
-        let (result, trace) = match dump {
-            None => (self.engine.edit(request, &mut progress), None),
-            Some(_) => match self.engine.edit_traced(request, &mut progress) {
-                Ok((result, trace)) => (Ok(result), Some(trace)),
-                Err(error) => (Err(error), None),
-            },
-        };
-        drop(progress);
-        // Also where the last step was done by then: who interrupts wants no result.
-        if self.console.interrupted() {
-            return Err(Failure::Interrupted);
+/// As [`Engine::edit_each`], with the intermediates, of which all images are a part, in a file afterwards.
+fn edit_and_dump(
+    engine: &mut Engine,
+    request: &EditRequest,
+    observer: &mut dyn Observer,
+    each: &mut dyn FnMut(EditedImage, &Timings) -> Control,
+    dump: &Path,
+) -> Result<()> {
+    let (EditResult { images, timings }, trace) = engine.edit_traced(request, observer)?;
+    for image in images {
+        if each(image, &timings) == Control::Cancel {
+            return Err(Error::Cancelled.into());
         }
-        let result = result?;
-        if let (Some(trace), Some(path)) = (trace, dump) {
-            trace.write(path)?;
-        }
-        Ok(result)
     }
+    Ok(trace.write(dump)?)
+}
 
-    /// Prints a result, and what is worth knowing about it.
-    fn report(&self, path: Option<&Path>, made: &Parameters, timings: &Timings) -> Result<()> {
-        let Timings { text_seconds, reference_seconds, load_seconds, steps_seconds, decode_seconds } = timings;
-        let seconds = text_seconds + reference_seconds + load_seconds + steps_seconds + decode_seconds;
-        let Parameters { seed, width, height, model, device, dtype, steps, .. } = made;
-        if self.json {
-            let path = path.map(|path| path.to_string_lossy());
-            let line =
-                Line { path: path.as_deref(), seed: *seed, width: *width, height: *height, model, seconds, timings };
-            let mut line = serde_json::to_string(&line).map_err(|e| Failure::Failed(e.to_string()))?;
-            line.push('\n');
-            self.console.write(line.as_bytes())?;
-        } else if let Some(path) = path {
-            self.console.write(format!("{}\n", path.display()).as_bytes())?;
+/// Prints a result, and what is worth knowing about it.
+fn report(path: Option<&Path>, made: &Parameters, timings: &Timings, json: bool, console: &Console) -> Result<()> {
+    let Timings { text_seconds, reference_seconds, load_seconds, steps_seconds, decode_seconds } = timings;
+    let seconds = text_seconds + reference_seconds + load_seconds + steps_seconds + decode_seconds;
+    let Parameters { seed, width, height, model, device, dtype, steps, .. } = made;
+    // What went to standard output has no path.
+    if let Some(path) = path {
+        let mut line = path.display().to_string();
+        if json {
+            let made = Line { path: &line, seed: *seed, width: *width, height: *height, model, seconds, timings };
+            line = serde_json::to_string(&made).map_err(|e| Failure::Failed(e.to_string()))?;
         }
-        self.console.note(&format!("{width}x{height}, seed {seed}, {seconds:.1} s"));
-        if self.console.is_verbose() {
-            self.console.note(&format!("{model} on {device} in {dtype}, {steps} steps"));
-            self.console.note(&format!(
-                "text {text_seconds:.2} s, reference image {reference_seconds:.2} s, transformer loading \
-                 {load_seconds:.2} s, steps {steps_seconds:.2} s, pixels {decode_seconds:.2} s"
-            ));
-        }
-        Ok(())
+        console.write(format!("{line}\n").as_bytes())?;
     }
+    console.note(&format!("{width}x{height}, seed {seed}, {seconds:.1} s"));
+    if console.is_verbose() {
+        console.note(&format!("{model} on {device} in {dtype}, {steps} steps"));
+        console.note(&format!(
+            "text {text_seconds:.2} s, reference image {reference_seconds:.2} s, transformer loading \
+             {load_seconds:.2} s, steps {steps_seconds:.2} s, pixels {decode_seconds:.2} s"
+        ));
+    }
+    Ok(())
 }
 
 /// What `--json` prints for an image.
 #[derive(Serialize)]
 struct Line<'a> {
-    /// Missing where the image went to standard output.
-    path: Option<&'a str>,
+    path: &'a str,
     seed: u64,
     width: usize,
     height: usize,
     model: &'a str,
-    /// Of the whole request, which makes all of its images.
+    /// Of the whole request up to this image: what comes before the pixels is done for all of its images together.
     seconds: f64,
     timings: &'a Timings,
-}
-
-/// The most memory that this process has held so far, in bytes, where the system tells.
-fn peak_memory() -> Option<u64> {
-    // Linux; see proc_pid_status(5).
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kibibytes * 1024)
 }

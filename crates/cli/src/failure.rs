@@ -9,8 +9,8 @@ pub enum Failure {
     Usage(String),
     /// It could not be done.
     Failed(String),
-    /// Ctrl-C.
-    Interrupted,
+    /// Ctrl-C or a request to terminate.
+    Interrupted { signal: u8 },
     /// Failures that were reported when they happened.
     Reported,
 }
@@ -22,8 +22,8 @@ impl Failure {
         match self {
             Self::Failed(_) | Self::Reported => 1,
             Self::Usage(_) => 2,
-            // 128 and the number of SIGINT, as shells have it.
-            Self::Interrupted => 130,
+            // As shells have it.
+            Self::Interrupted { signal } => 128 + signal,
         }
     }
 
@@ -31,7 +31,7 @@ impl Failure {
     pub fn message(&self) -> Option<&str> {
         match self {
             Self::Usage(message) | Self::Failed(message) => Some(message),
-            Self::Interrupted => Some("interrupted"),
+            Self::Interrupted { .. } => Some("interrupted"),
             Self::Reported => None,
         }
     }
@@ -46,7 +46,6 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::BadRequest(reason) => Self::Usage(reason),
-            Error::Cancelled => Self::Interrupted,
             other => Self::Failed(other.to_string()),
         }
     }

@@ -89,8 +89,30 @@ impl Output {
         format.check_quality(args.quality)?;
         let plan =
             Self { place, format, quality: args.quality, force: args.force, metadata: !args.no_metadata, images };
+        if let Some(dump) = &args.dump {
+            plan.check_dump(dump)?;
+        }
         plan.check(args.json)?;
+        if let Some(dump) = &args.dump {
+            check_writable(dump, args.force)?;
+        }
         Ok(plan)
+    }
+
+    /// Refuses intermediates in the place of a result.
+    fn check_dump(&self, dump: &Path) -> Result<()> {
+        if is_stdio(dump) {
+            return Failure::usage("--dump writes a file, not standard output; give a file name");
+        }
+        let taken = match &self.place {
+            Place::Stdout => false,
+            Place::Named(path) => (1..=self.images).any(|number| same_place(&self.numbered(path, number), dump)),
+            Place::Free { .. } => self.free_names().take(self.images).any(|path| same_place(&path, dump)),
+        };
+        if taken {
+            return Failure::usage(format!("{}: a result goes there; give --dump another name", dump.display()));
+        }
+        Ok(())
     }
 
     fn check(&self, json: bool) -> Result<()> {
@@ -156,11 +178,25 @@ impl Output {
         folder.join(format!("{stem}{number}.{}", self.format.extension()))
     }
 
-    /// The first default name that no file has.
-    fn free_name(&self) -> PathBuf {
+    /// The default names that no file has.
+    fn free_names(&self) -> impl Iterator<Item = PathBuf> {
         let taken = |path: &PathBuf| !self.force && path.symlink_metadata().is_ok();
-        (1..).map(|number| self.candidate(number)).find(|path| !taken(path)).unwrap_or_default()
+        (1..).map(|number| self.candidate(number)).filter(move |path| !taken(path))
     }
+
+    fn free_name(&self) -> PathBuf {
+        self.free_names().next().unwrap_or_default()
+    }
+}
+
+/// Whether two names, of files that need not exist, are of one place.
+fn same_place(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let absent = || Some(folder.canonicalize().ok()?.join(path.file_name()?));
+        path.canonicalize().ok().or_else(absent)
+    };
+    place(a).is_some_and(|a| place(b) == Some(a))
 }
 
 fn default_stem(source: Option<&Path>) -> String {

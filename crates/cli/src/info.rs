@@ -58,16 +58,20 @@ fn image_text(path: &Path, stored: Option<&Parameters>) -> String {
         ("negative prompt", made.negative_prompt.clone()),
         ("true cfg", made.negative_prompt.as_ref().map(|_| made.true_cfg.to_string())),
         ("model", Some(made.model.clone())),
+    ];
+    rows.extend(made.single_files.iter().map(|(option, file)| (option.trim_start_matches('-'), Some(file.clone()))));
+    rows.extend([
         ("seed", Some(made.seed.to_string())),
         ("image of batch", made.batch.map(|(image, images)| format!("{} of {images}", image + 1))),
         ("steps", Some(made.steps.to_string())),
         ("guidance", made.guidance.map(|guidance| guidance.to_string())),
+        ("prompt limit", Some(format!("{} tokens", made.max_sequence_length))),
         ("size", Some(size((made.width, made.height)))),
         ("source", made.source_name.clone()),
         ("source seen at", made.reference.map(size)),
         ("computed", Some(format!("on {} in {}", made.device, made.dtype))),
         ("by", Some(format!("retouch {}", made.version))),
-    ];
+    ]);
     rows.retain(|(_, value)| value.is_some());
     rows.into_iter().map(|(name, value)| format!("{name:16}{}\n", value.unwrap_or_default())).collect()
 }

@@ -1,7 +1,7 @@
 //! The command line of retouch: arguments, progress, files. No model code.
 //!
 //! Standard output carries results alone (paths, JSON or an image); everything said meanwhile goes to standard error.
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated.
 
 mod args;
 mod batch;
@@ -16,15 +16,21 @@ mod settings;
 
 use std::{io, panic, process::ExitCode};
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
-use args::{Cli, Command};
+use args::{Cli, Command, Verbosity};
 use console::Console;
 use failure::{Failure, Result};
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match args::parse() {
+        Ok(cli) => cli,
+        Err(failure) => {
+            Console::new(&Verbosity::default()).failure(&failure);
+            return ExitCode::from(failure.exit_code());
+        }
+    };
     let console = Console::new(&cli.verbosity);
     // A panic is a bug: one sentence instead of a trace, and an ordinary failure for whoever waits for the result.
     panic::set_hook(Box::new(|info| {

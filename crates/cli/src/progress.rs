@@ -1,6 +1,10 @@
 //! Progress of downloads and edits, drawn as bars on a terminal, and their interruption.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use indicatif::{FormattedDuration, HumanBytes, ProgressBar, ProgressStyle};
 use retouch::{Control, Event, Observer, Stage, weights::hub};
@@ -58,13 +62,22 @@ impl Observer for EditProgress<'_> {
         match event {
             Event::Loading { stage, bytes } => {
                 let what = match stage {
+                    Stage::TextEncoders => "text encoders",
+                    Stage::VaeEncoder => "image encoder",
+                    Stage::Transformer => "transformer",
+                    Stage::VaeDecoder => "image decoder",
+                };
+                self.spin(format!("loading the {what} ({})", HumanBytes(bytes as u64)));
+            }
+            Event::Computing { stage } => self.spin(
+                match stage {
                     Stage::TextEncoders => "reading the prompt",
                     Stage::VaeEncoder => "reading the image",
-                    Stage::Transformer => "loading the transformer and making the first step",
+                    Stage::Transformer => "making the first step",
                     Stage::VaeDecoder => "making the pixels",
-                };
-                self.spin(format!("{what} ({})", HumanBytes(bytes as u64)));
-            }
+                }
+                .to_string(),
+            ),
             Event::PromptCut { tokens, kept } => self.console.note(&format!(
                 "note: the prompt has {tokens} tokens, of which the model reads the first {kept}; the rest is cut off"
             )),
@@ -72,7 +85,11 @@ impl Observer for EditProgress<'_> {
                 self.step(image * steps + step + 1, steps * self.images, took);
             }
         }
-        if self.console.interrupted() { Control::Cancel } else { Control::Continue }
+        self.console.control()
+    }
+
+    fn cancel_flag(&self) -> Option<Arc<AtomicBool>> {
+        Some(self.console.stop_flag())
     }
 }
 
@@ -111,7 +128,10 @@ impl hub::DownloadProgress for DownloadProgress<'_> {
         if let Some(bar) = &self.bar {
             bar.set_position(self.before + done);
         }
-        if self.console.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        match self.console.control() {
+            Control::Continue => ControlFlow::Continue(()),
+            Control::Cancel => ControlFlow::Break(()),
+        }
     }
 }
 

@@ -33,13 +33,13 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub true_cfg: Option<f64>,
     /// Width of the result in pixels, a multiple of 16 [default: the reference's, see --reference-size]
-    #[arg(long, value_name = "PIXELS", requires = "height", allow_negative_numbers = true)]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     pub width: Option<usize>,
     /// Height of the result
-    #[arg(long, value_name = "PIXELS", requires = "width", allow_negative_numbers = true)]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     pub height: Option<usize>,
     /// Shape of the result, e.g. 16:9; the model chooses the size
-    #[arg(long, value_name = "W:H", conflicts_with_all = ["width", "height", "size"])]
+    #[arg(long, value_name = "W:H")]
     pub aspect_ratio: Option<AspectRatio>,
     /// `diffusers`: the size that the reference implementation would make, always about one megapixel
     #[arg(long, value_name = "RULE")]
@@ -63,8 +63,9 @@ impl SettingsArgs {
         let (width, height) = (size_from.width, size_from.height);
         let (aspect_ratio, size) = (size_from.aspect_ratio, size_from.size);
         Self {
+            // A list of seeds says how many images there are.
+            num_images: self.num_images.or(fallback.num_images.filter(|_| self.seed.len() < 2)),
             seed: if self.seed.is_empty() { fallback.seed } else { self.seed },
-            num_images: self.num_images.or(fallback.num_images),
             steps: self.steps.or(fallback.steps),
             guidance: self.guidance.or(fallback.guidance),
             // Switching true CFG off takes its negative prompt along.
@@ -105,9 +106,10 @@ impl SettingsArgs {
         match (width, height, aspect_ratio, size) {
             (None, None, None, None) => Ok(OutputSize::Auto),
             (None, None, Some(AspectRatio(ratio)), None) => Ok(OutputSize::Aspect(ratio)),
-            (width, height, None, Some(SizeRule::Diffusers)) => Ok(OutputSize::Diffusers { width, height }),
+            (width, height, None, Some(SizeRule::Diffusers)) if width.is_some() == height.is_some() => {
+                Ok(OutputSize::Diffusers { width, height })
+            }
             (Some(width), Some(height), None, None) => Ok(OutputSize::Exact { width, height }),
-            // clap refuses these as flags; a line of a batch can still have them.
             (_, _, Some(_), _) => Failure::usage("an aspect ratio excludes width, height and size; give one of them"),
             _ => Failure::usage("width and height go together; give both or neither"),
         }
@@ -131,10 +133,16 @@ impl SettingsArgs {
     }
 }
 
-/// What made an image, to make it again.
+/// What made an image, to make it again. Sizes are those that were asked for: one that came from the image edited comes
+/// from the image now edited.
 impl From<&Parameters> for SettingsArgs {
     fn from(stored: &Parameters) -> Self {
-        let exactly = |(width, height)| ReferenceRule(ReferenceSize::Exact { width, height });
+        let (width, height, aspect_ratio, size) = match stored.size {
+            OutputSize::Auto => (None, None, None, None),
+            OutputSize::Exact { width, height } => (Some(width), Some(height), None, None),
+            OutputSize::Aspect(ratio) => (None, None, Some(AspectRatio(ratio)), None),
+            OutputSize::Diffusers { width, height } => (width, height, None, Some(SizeRule::Diffusers)),
+        };
         Self {
             seed: vec![stored.seed],
             num_images: None,
@@ -142,11 +150,11 @@ impl From<&Parameters> for SettingsArgs {
             guidance: stored.guidance,
             negative_prompt: stored.negative_prompt.clone(),
             true_cfg: Some(stored.true_cfg),
-            width: Some(stored.width),
-            height: Some(stored.height),
-            aspect_ratio: None,
-            size: None,
-            reference_size: stored.reference.map(exactly),
+            width,
+            height,
+            aspect_ratio,
+            size,
+            reference_size: Some(ReferenceRule(stored.reference_size)),
             max_sequence_length: Some(stored.max_sequence_length),
         }
     }
@@ -279,6 +287,8 @@ mod tests {
             r#"{"seed": [1, 2], "num_images": 3}"#,
             r#"{"width": 64}"#,
             r#"{"width": 64, "height": 64, "aspect_ratio": "1:1"}"#,
+            r#"{"aspect_ratio": "1:1", "size": "diffusers"}"#,
+            r#"{"height": 64, "size": "diffusers"}"#,
             r#"{"true_cfg": 2.0}"#,
             r#"{"negative_prompt": "red"}"#,
             &long,
@@ -300,6 +310,10 @@ mod tests {
         assert_eq!(merged.reference_size, Some(ReferenceRule(ReferenceSize::Keep)));
         let counted = settings(r#"{"seed": 5}"#).or(&settings(r#"{"num_images": 2}"#));
         assert_eq!(counted.seeds().unwrap(), Seeds::Each(vec![5, 6]));
+        let listed = settings(r#"{"seed": [5, 9]}"#).or(&settings(r#"{"num_images": 3}"#));
+        assert_eq!(listed.seeds().unwrap(), Seeds::Each(vec![5, 9]));
+        let clash = settings(r#"{"num_images": 3}"#).or(&settings(r#"{"seed": [1, 2]}"#));
+        assert!(matches!(clash.seeds(), Err(Failure::Usage(_))));
     }
 
     #[test]

@@ -10,11 +10,12 @@ use retouch_weights::{
     Pipeline, WeightsError,
     hub::{DownloadProgress, HubOptions},
 };
+use tracing::debug;
 
 use crate::{
     Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelSource, Observer, Parameters,
-    Precision, Result, Seeds, Timings, Trace,
-    flux1::Flux1,
+    Precision, Result, Seeds, Stage, Timings, Trace,
+    flux1::{Flux1, proceed},
     image,
     sizes::{Size, SizeRules},
     source::ModelFiles,
@@ -63,6 +64,7 @@ impl Engine {
             .defaults
             .check(model.size_multiple())
             .map_err(|reason| WeightsError::Unsupported { what: format!("{}: retouch.json", files.name), reason })?;
+        debug!(model = files.name, pipeline = ?files.pipeline, device = %choice, dtype = %precision, "model found");
         Ok(Self { model, device, device_name: choice.to_string(), precision })
     }
 
@@ -73,14 +75,34 @@ impl Engine {
 
     /// Edits an image, or makes one if the request has none.
     pub fn edit(&mut self, request: &EditRequest, observer: &mut dyn Observer) -> Result<EditResult> {
-        self.run(request, observer, &mut None)
+        let mut images = Vec::with_capacity(request.seeds.images());
+        let timings = self.edit_each(request, observer, |image, _| {
+            images.push(image);
+            Control::Continue
+        })?;
+        Ok(EditResult { images, timings })
     }
 
-    /// The same, with every intermediate.
+    /// The same, but each image goes to `each` as soon as it is decoded, with the times up to then: all of a long
+    /// request are never in memory together. `Cancel` ends the edit there.
+    pub fn edit_each(
+        &mut self,
+        request: &EditRequest,
+        observer: &mut dyn Observer,
+        mut each: impl FnMut(EditedImage, &Timings) -> Control,
+    ) -> Result<Timings> {
+        self.run(request, observer, &mut None, &mut each)
+    }
+
+    /// Edits, and keeps every intermediate.
     pub fn edit_traced(&mut self, request: &EditRequest, observer: &mut dyn Observer) -> Result<(EditResult, Trace)> {
         let mut trace = Some(Trace::default());
-        let result = self.run(request, observer, &mut trace)?;
-        Ok((result, trace.unwrap_or_default()))
+        let mut images = Vec::with_capacity(request.seeds.images());
+        let timings = self.run(request, observer, &mut trace, &mut |image, _| {
+            images.push(image);
+            Control::Continue
+        })?;
+        Ok((EditResult { images, timings }, trace.unwrap_or_default()))
     }
 
     /// The way of an edit: text, reference image, noise, steps, pixels.
@@ -89,31 +111,34 @@ impl Engine {
         request: &EditRequest,
         observer: &mut dyn Observer,
         trace: &mut Option<Trace>,
-    ) -> Result<EditResult> {
+        each: &mut dyn FnMut(EditedImage, &Timings) -> Control,
+    ) -> Result<Timings> {
         let plan = self.plan(request)?;
+        let mut timings = Timings::default();
         let mut clock = Clock::start();
 
         // prompt -> token ids -> embeddings
         let mut prompts = vec![("", request.prompt.as_str())];
         prompts.extend(request.negative_prompt.as_deref().map(|negative| ("negative_", negative)));
         let prompts = self.model.encode_prompts(&prompts, plan.max_sequence_length, observer, trace)?;
-        let text_seconds = clock.lap();
+        timings.text_seconds = clock.lap();
 
         // image -> pixels in [-1, 1] -> reference latents
         let reference = match &plan.reference {
             Some((pixels, _)) => Some(self.model.encode_image(&image::to_tensor(pixels, &self.device)?, observer)?),
             None => None,
         };
-        let reference_seconds = clock.lap();
+        timings.reference_seconds = clock.lap();
 
         // seeds -> noise; size -> schedule
         let shape = self.model.latent_shape(plan.output);
         let noise = draw_noise(&request.seeds, shape, &self.device)?;
         let schedule = Schedule::new(&self.model.files().scheduler, plan.steps, self.model.tokens(plan.output));
+        debug!(noise = ?shape, images = noise.len(), sigmas = ?schedule.sigmas(), "noise drawn");
         record_inputs(trace, reference.as_ref(), &noise, &schedule)?;
         let (transformer, conditionings) =
             self.model.prepare(&prompts, reference.as_ref(), plan.output, &schedule, plan.guidance, observer)?;
-        let load_seconds = clock.lap();
+        timings.load_seconds = clock.lap();
 
         // noise -> latents, an image at a time
         let [_, _, height, width] = shape;
@@ -148,25 +173,25 @@ impl Engine {
             latents.push(unpack(&tokens, height, width)?);
         }
         drop(conditionings);
-        self.model.finish(transformer);
-        let steps_seconds = clock.lap();
+        self.model.finish_steps(transformer);
+        timings.steps_seconds = clock.lap();
 
-        // latents -> pixels -> pictures
-        let mut images = Vec::with_capacity(latents.len());
-        for (i, decoded) in self.model.decode_latents(&latents, observer)?.iter().enumerate() {
-            let unit = image::to_unit(decoded)?;
+        // latents -> pixels -> pictures, an image at a time
+        let decoder = self.model.decoder(observer)?;
+        for (i, latents) in latents.iter().enumerate() {
+            proceed(observer.on(Event::Computing { stage: Stage::VaeDecoder }))?;
+            let unit = image::to_unit(&decoder.decode(latents)?)?;
             if let Some(trace) = trace {
-                trace.record("latents", &latents[i]);
+                trace.record("latents", latents);
                 trace.record("image", &unit);
             }
-            images.push(EditedImage {
-                pixels: image::from_tensor(&unit)?,
-                parameters: self.parameters(request, &plan, i),
-            });
+            let pixels = image::from_tensor(&unit)?;
+            timings.decode_seconds += clock.lap();
+            proceed(each(EditedImage { pixels, parameters: self.parameters(request, &plan, i) }, &timings))?;
+            clock.lap(); // what is done with an image is not a part of making it
         }
-        let decode_seconds = clock.lap();
-        let timings = Timings { text_seconds, reference_seconds, load_seconds, steps_seconds, decode_seconds };
-        Ok(EditResult { images, timings })
+        self.model.finish_decoding(decoder);
+        Ok(timings)
     }
 
     /// Fills in the model's defaults and settles the sizes.
@@ -201,8 +226,17 @@ impl Engine {
                 "the longest prompt is {max_sequence_length} tokens; give 1 to {MAX_T5_TOKENS}"
             )));
         }
+        let output = rules.output(request.size, reference.as_ref().map(|(_, size)| *size))?;
+        debug!(
+            source = ?request.image.as_ref().map(RgbImage::dimensions),
+            reference = ?reference.as_ref().map(|(_, size)| size),
+            ?output,
+            ?guidance,
+            max_sequence_length,
+            "request planned"
+        );
         Ok(Plan {
-            output: rules.output(request.size, reference.as_ref().map(|(_, size)| *size))?,
+            output,
             steps: request.steps.unwrap_or(defaults.steps),
             guidance,
             true_cfg: request.true_cfg.unwrap_or(1.0),
@@ -230,6 +264,8 @@ impl Engine {
             max_sequence_length: plan.max_sequence_length,
             width: plan.output.0,
             height: plan.output.1,
+            size: request.size,
+            reference_size: request.reference_size,
             reference: plan.reference.as_ref().map(|(_, size)| *size),
             source_sha256: plan.source_sha256.clone(),
             source_name: None,

@@ -20,7 +20,7 @@ pub enum Error {
     Device { device: String, reason: String },
 
     #[error(transparent)]
-    Weights(#[from] WeightsError),
+    Weights(WeightsError),
 
     #[error("{0}")]
     Tokenizer(#[from] retouch_text_encoder::TokenizerError),
@@ -30,6 +30,15 @@ pub enum Error {
 
     #[error("{file}: {source}")]
     Io { file: String, source: std::io::Error },
+}
+
+impl From<WeightsError> for Error {
+    fn from(error: WeightsError) -> Self {
+        match error {
+            WeightsError::Cancelled => Self::Cancelled,
+            other => Self::Weights(other),
+        }
+    }
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -10,6 +10,7 @@ use retouch_text_encoder::{ClipConfig, ClipEncoder, ClipTokenizer, T5Config, T5E
 use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use retouch_weights::{Component, Weights};
 use serde::de::DeserializeOwned;
+use tracing::debug;
 
 use crate::{Control, Error, Event, Observer, Result, Stage, Trace, source::ModelFiles};
 
@@ -107,6 +108,7 @@ impl Flux1 {
         };
         let mut encoded = Vec::with_capacity(prompts.len());
         for (prefix, prompt) in prompts {
+            proceed(observer.on(Event::Computing { stage: Stage::TextEncoders }))?;
             let clip_ids = text.clip_tokenizer.encode(prompt, CLIP_TOKENS)?;
             let t5_ids = text.t5_tokenizer.encode(prompt, max_tokens)?;
             if let Some(tokens) = t5_ids.cut {
@@ -115,6 +117,7 @@ impl Flux1 {
             let row = |ids: &[u32]| Tensor::new(ids, &self.device)?.unsqueeze(0);
             let (clip_ids, t5_ids) = (row(&clip_ids.ids)?, row(&t5_ids.ids)?);
             let prompt = Prompt { pooled: text.clip.pooled(&clip_ids)?, embeds: text.t5.embed(&t5_ids)? };
+            debug!(pooled = ?prompt.pooled.dims(), embeds = ?prompt.embeds.dims(), "{prefix}prompt encoded");
             if let Some(trace) = trace {
                 trace.record(format!("{prefix}clip_ids"), &clip_ids);
                 trace.record(format!("{prefix}t5_ids"), &t5_ids);
@@ -128,8 +131,8 @@ impl Flux1 {
     }
 
     fn load_text_encoders(&self, observer: &mut dyn Observer) -> Result<TextEncoders> {
-        let clip_weights = self.weights(Component::Clip)?;
-        let t5_weights = self.weights(Component::T5)?;
+        let clip_weights = self.weights(Component::Clip, observer)?;
+        let t5_weights = self.weights(Component::T5, observer)?;
         let bytes = clip_weights.store().total_bytes() + t5_weights.store().total_bytes();
         proceed(observer.on(Event::Loading { stage: Stage::TextEncoders, bytes }))?;
         let clip_config = config(&self.files, Component::Clip, ClipConfig::of, ClipConfig::check)?;
@@ -147,31 +150,33 @@ impl Flux1 {
         let encoder = match self.vae_encoder.take() {
             Some(encoder) => encoder,
             None => {
-                let weights = self.weights(Component::Vae)?;
+                let weights = self.weights(Component::Vae, observer)?;
                 let bytes = weights.store().total_bytes() / 2; // the encoder is about half of the file
                 proceed(observer.on(Event::Loading { stage: Stage::VaeEncoder, bytes }))?;
                 VaeEncoder::load(&weights, &self.vae_config)?
             }
         };
+        proceed(observer.on(Event::Computing { stage: Stage::VaeEncoder }))?;
         let latents = encoder.encode(pixels)?;
+        debug!(pixels = ?pixels.dims(), latents = ?latents.dims(), "reference image encoded");
         self.vae_encoder = self.keep_loaded.then_some(encoder);
         Ok(latents)
     }
 
-    /// Pixels in [-1, 1] of latents; the inverse of [`Self::encode_image`].
-    pub fn decode_latents(&mut self, latents: &[Tensor], observer: &mut dyn Observer) -> Result<Vec<Tensor>> {
-        let decoder = match self.vae_decoder.take() {
-            Some(decoder) => decoder,
-            None => {
-                let weights = self.weights(Component::Vae)?;
-                let bytes = weights.store().total_bytes() / 2;
-                proceed(observer.on(Event::Loading { stage: Stage::VaeDecoder, bytes }))?;
-                VaeDecoder::load(&weights, &self.vae_config)?
-            }
-        };
-        let pixels = latents.iter().map(|latents| Ok(decoder.decode(latents)?)).collect::<Result<_>>()?;
+    /// Between latents and pixels in [-1, 1]: the inverse of [`Self::encode_image`].
+    pub fn decoder(&mut self, observer: &mut dyn Observer) -> Result<VaeDecoder> {
+        if let Some(decoder) = self.vae_decoder.take() {
+            return Ok(decoder);
+        }
+        let weights = self.weights(Component::Vae, observer)?;
+        let bytes = weights.store().total_bytes() / 2;
+        proceed(observer.on(Event::Loading { stage: Stage::VaeDecoder, bytes }))?;
+        Ok(VaeDecoder::load(&weights, &self.vae_config)?)
+    }
+
+    /// Takes the decoder back after the last image.
+    pub fn finish_decoding(&mut self, decoder: VaeDecoder) {
         self.vae_decoder = self.keep_loaded.then_some(decoder);
-        Ok(pixels)
     }
 
     /// The transformer and, for each prompt, all that stays the same over the steps.
@@ -186,7 +191,7 @@ impl Flux1 {
         guidance: Option<f64>,
         observer: &mut dyn Observer,
     ) -> Result<(FluxTransformer, Vec<Conditioning>)> {
-        let weights = self.weights(Component::Transformer)?;
+        let weights = self.weights(Component::Transformer, observer)?;
         proceed(observer.on(Event::Loading { stage: Stage::Transformer, bytes: weights.store().total_bytes() }))?;
         let timesteps = schedule.timesteps();
         let guidance = guidance.unwrap_or_default(); // not looked at where the model takes none
@@ -199,6 +204,7 @@ impl Flux1 {
             Some(transformer) => transformer,
             None => FluxTransformer::load(&weights, &self.flux_config)?,
         };
+        proceed(observer.on(Event::Computing { stage: Stage::Transformer }))?;
         let reference =
             reference.map(|latents| Ok::<_, Error>((tokens::pack(latents)?, latents.dims4()?))).transpose()?;
         let mut conditionings = Vec::with_capacity(prompts.len());
@@ -214,12 +220,18 @@ impl Flux1 {
     }
 
     /// Takes the transformer back after the loop.
-    pub fn finish(&mut self, transformer: FluxTransformer) {
+    pub fn finish_steps(&mut self, transformer: FluxTransformer) {
         self.transformer = self.keep_loaded.then_some(transformer);
     }
 
-    fn weights(&self, component: Component) -> Result<Weights> {
-        self.files.weights(component, self.dtype, &self.device)
+    fn weights(&self, component: Component, observer: &dyn Observer) -> Result<Weights> {
+        let weights = self.files.weights(component, self.dtype, &self.device)?;
+        let (file, bytes) = (weights.store().describe(), weights.store().total_bytes());
+        debug!(file, bytes, dtype = ?self.dtype, "{component} opened");
+        Ok(match observer.cancel_flag() {
+            Some(flag) => weights.with_cancel(flag),
+            None => weights,
+        })
     }
 }
 

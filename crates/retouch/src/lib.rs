@@ -24,6 +24,7 @@ mod engine;
 mod error;
 mod flux1;
 pub mod image;
+mod paths;
 mod request;
 mod sizes;
 mod source;

@@ -1,6 +1,10 @@
 //! What is asked of the engine, and what it answers.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -105,9 +109,10 @@ pub struct Parameters {
     /// For an image of a batch drawn from one generator: its place, and the size of the batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<(usize, usize)>,
-    /// The model's name, as the user gave it.
+    /// The model: its hub id, or its path, which is absolute or in the home folder `~`; [`crate::ModelSource::of`] finds
+    /// it again.
     pub model: String,
-    /// Single files that stood in for parts of the model: their names by the option that gave them (`--vae`).
+    /// Single files that stood in for parts of the model: such paths by the option that gave them (`--vae`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub single_files: BTreeMap<String, String>,
     pub steps: usize,
@@ -117,9 +122,13 @@ pub struct Parameters {
     pub max_sequence_length: usize,
     pub width: usize,
     pub height: usize,
+    /// What was asked for, which for another source image gives another size.
+    pub size: OutputSize,
     /// The size at which the model saw the source image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<(usize, usize)>,
+    /// What was asked for, as with `size`.
+    pub reference_size: ReferenceSize,
     /// SHA-256 over the source image's decoded RGB pixels, to find out whether a repeated edit starts from the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_sha256: Option<String>,
@@ -151,8 +160,10 @@ pub struct EditResult {
 
 /// What the engine is doing; see [`crate::Observer`].
 pub enum Event<'a> {
-    /// A stage begins: weights of this size are about to be read.
+    /// Weights of this size are about to be read for a stage.
     Loading { stage: Stage, bytes: usize },
+    /// The weights of a stage are there and its computation begins: for each prompt, for each image.
+    Computing { stage: Stage },
     /// The prompt had more tokens than the encoder takes; the rest was cut off.
     PromptCut { tokens: usize, kept: usize },
     /// A denoise step is done.
@@ -189,6 +200,11 @@ pub enum Control {
 /// Follows an edit, and can stop it: `Cancel` from any event ends the edit before the next step.
 pub trait Observer {
     fn on(&mut self, event: Event<'_>) -> Control;
+
+    /// A flag that ends the edit once it is set; it is looked at while weights are read, when there are no events.
+    fn cancel_flag(&self) -> Option<Arc<AtomicBool>> {
+        None
+    }
 }
 
 /// Watches nothing and never cancels.

@@ -14,7 +14,10 @@ use retouch_weights::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Result};
+use crate::{
+    Error, Parameters, Result,
+    paths::{from_stored, to_stored},
+};
 
 /// The model to edit with: a base, and single files in place of some or all of its parts.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +38,18 @@ pub struct ModelSource {
 }
 
 impl ModelSource {
+    /// The model that made an image, to make it again.
+    pub fn of(parameters: &Parameters) -> Self {
+        let Parameters { model, single_files, .. } = parameters;
+        let file = |option: &str| single_files.get(option).map(|path| from_stored(path));
+        let [transformer, vae, clip, t5] =
+            [Component::Transformer, Component::Vae, Component::Clip, Component::T5].map(|part| file(part.option()));
+        // Without a base it is the transformer that gives the name.
+        let base = (single_files.get(Component::Transformer.option()) != Some(model))
+            .then(|| from_stored(model).to_string_lossy().into_owned());
+        Self { base, transformer, vae, clip, t5, tokenizers: file(TOKENIZERS) }
+    }
+
     fn file(&self, component: Component) -> Option<&Path> {
         match component {
             Component::Transformer => self.transformer.as_deref(),
@@ -47,7 +62,7 @@ impl ModelSource {
 
 /// A model's files, found and of a supported kind; weights are not read yet.
 pub(crate) struct ModelFiles {
-    /// How the user named the model.
+    /// How results name the model: a hub id, the embedded model's, or a path as [`crate::paths`] stores it.
     pub name: String,
     pub pipeline: Pipeline,
     pub defaults: ModelDefaults,
@@ -72,7 +87,11 @@ impl ModelFiles {
         if let Some(reason) = scheduler.unsupported() {
             return Err(WeightsError::Unsupported { what: base.name_of(SCHEDULER), reason }.into());
         }
-        let name = source.base.clone().unwrap_or_else(|| NANO_KONTEXT_ID.into());
+        let name = match &source.base {
+            Some(folder) if Path::new(folder).is_dir() => to_stored(Path::new(folder)),
+            Some(id) => id.clone(),
+            None => NANO_KONTEXT_ID.into(),
+        };
         let defaults = if base.has(OWN_DEFAULTS) {
             base.json(OWN_DEFAULTS)?
         } else if retouch_models::known(&name).is_some() {
@@ -108,9 +127,8 @@ impl ModelFiles {
             }
             None => (hub::clip_tokenizer(hub, progress)?, hub::t5_tokenizer(hub, progress)?),
         };
-        let name = source.transformer.as_deref().and_then(Path::file_name).unwrap_or_default();
         Ok(Self {
-            name: name.to_string_lossy().into_owned(),
+            name: source.transformer.as_deref().map(to_stored).unwrap_or_default(),
             pipeline: Pipeline::FluxKontext,
             defaults: defaults_for(Pipeline::FluxKontext.class()),
             scheduler: SchedulerConfig::flux_dev(),
@@ -121,14 +139,11 @@ impl ModelFiles {
         })
     }
 
-    /// The names of the files that stand in for parts of the base, by the command line's option that gives them.
+    /// The files that stand in for parts of the base, by the command line's option that gives them.
     pub fn single_files(&self) -> BTreeMap<String, String> {
         let parts = Component::ALL.into_iter().map(|component| (component.option(), self.source.file(component)));
-        let named = |(option, path): (&str, Option<&Path>)| {
-            let file = path?.file_name()?.to_string_lossy().into_owned();
-            Some((option.to_string(), file))
-        };
-        parts.chain([("--tokenizers", self.source.tokenizers.as_deref())]).filter_map(named).collect()
+        let named = |(option, path): (&str, Option<&Path>)| Some((option.to_string(), to_stored(path?)));
+        parts.chain([(TOKENIZERS, self.source.tokenizers.as_deref())]).filter_map(named).collect()
     }
 
     /// The weights of a part, opened and checked but not read.
@@ -153,6 +168,8 @@ impl ModelFiles {
     }
 }
 
+/// The option for the tokenizers' folder, as [`Component::option`] has those for weights.
+const TOKENIZERS: &str = "--tokenizers";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 /// A model folder's own defaults, which diffusers does not know.
 const OWN_DEFAULTS: &str = "retouch.json";

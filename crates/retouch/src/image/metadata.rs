@@ -44,7 +44,9 @@ pub fn read_parameters(bytes: &[u8], name: &str) -> Result<Option<Parameters>> {
     };
     let parse = |json: String| {
         serde_json::from_str(&json).map_err(|e| {
-            refuse(format!("its stored parameters cannot be understood ({e}); was it written by a newer retouch?"))
+            refuse(format!(
+                "its stored parameters cannot be understood ({e}); was it written by another version of retouch?"
+            ))
         })
     };
     json.map(parse).transpose()
@@ -155,7 +157,10 @@ mod tests {
     use image::RgbImage;
 
     use super::*;
-    use crate::image::{OutputFormat, encode, read_image};
+    use crate::{
+        OutputSize, ReferenceSize,
+        image::{OutputFormat, encode, read_image},
+    };
 
     const FORMATS: [OutputFormat; 3] = [OutputFormat::Png, OutputFormat::Jpeg, OutputFormat::Webp];
 
@@ -173,7 +178,9 @@ mod tests {
             max_sequence_length: 512,
             width: 32,
             height: 16,
+            size: OutputSize::Exact { width: 32, height: 16 },
             reference: Some((48, 32)),
+            reference_size: ReferenceSize::Keep,
             source_sha256: Some("00ff".to_string()),
             source_name: Some("Urlaub 🏖.jpg".to_string()),
             dtype: "f32".to_string(),

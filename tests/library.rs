@@ -1,0 +1,102 @@
+//! The library as a program uses it that follows an edit: images one by one, and a stop at every point.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use image::RgbImage;
+use retouch::{
+    Control, EditRequest, Engine, EngineOptions, Error, Event, ModelSource, NoProgress, Observer, ReferenceSize, Seeds,
+    Silent, Stage,
+};
+
+fn tiny() -> Engine {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-kontext");
+    let source = ModelSource { base: Some(model.display().to_string()), ..Default::default() };
+    Engine::open(&source, EngineOptions::default(), &mut NoProgress).unwrap()
+}
+
+fn request(seeds: &[u64]) -> EditRequest {
+    EditRequest {
+        prompt: "bluer".into(),
+        image: Some(RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8 * 4, y as u8 * 5, 99]))),
+        steps: Some(2),
+        reference_size: ReferenceSize::Keep,
+        seeds: Seeds::Each(seeds.to_vec()),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn images_come_one_by_one_as_they_are_decoded() {
+    let (mut engine, request) = (tiny(), request(&[1, 2, 3]));
+    let all = engine.edit(&request, &mut Silent).unwrap().images;
+    let mut decoded = 0;
+    let mut count = |event: Event<'_>| {
+        decoded += usize::from(matches!(event, Event::Computing { stage: Stage::VaeDecoder }));
+        Control::Continue
+    };
+    let mut seeds = Vec::new();
+    let made = engine.edit_each(&request, &mut count, |image, timings| {
+        assert_eq!(image.pixels, all[seeds.len()].pixels);
+        assert!(timings.decode_seconds > 0.0);
+        seeds.push(image.parameters.seed);
+        if seeds.len() == 2 { Control::Cancel } else { Control::Continue }
+    });
+    assert!(matches!(made, Err(Error::Cancelled)));
+    assert_eq!(seeds, [1, 2]);
+    // The third was not begun.
+    assert_eq!(decoded, 2);
+}
+
+#[test]
+fn every_event_can_end_an_edit() {
+    let (mut engine, request) = (tiny(), request(&[1, 2]));
+    let mut events = 0;
+    let mut count = |_: Event<'_>| {
+        events += 1;
+        Control::Continue
+    };
+    engine.edit(&request, &mut count).unwrap();
+    // Four stages loaded and begun, two steps of two images, and the second image decoded.
+    assert_eq!(events, 4 + 4 + 4 + 1);
+    for last in 1..=events {
+        let mut seen = 0;
+        let mut stop = |_: Event<'_>| {
+            seen += 1;
+            if seen == last { Control::Cancel } else { Control::Continue }
+        };
+        assert!(matches!(engine.edit(&request, &mut stop), Err(Error::Cancelled)), "event {last}");
+        assert_eq!(seen, last);
+    }
+}
+
+/// Sets its flag when a stage is about to be read, as a signal may while it is.
+struct FlagAt(Stage, Arc<AtomicBool>);
+
+impl Observer for FlagAt {
+    fn on(&mut self, event: Event<'_>) -> Control {
+        match event {
+            Event::Loading { stage, .. } if stage == self.0 => self.1.store(true, Ordering::Relaxed),
+            Event::Computing { stage } => assert_ne!(stage, self.0, "it was read to the end"),
+            _ => {}
+        }
+        Control::Continue
+    }
+
+    fn cancel_flag(&self) -> Option<Arc<AtomicBool>> {
+        Some(self.1.clone())
+    }
+}
+
+#[test]
+fn reading_weights_can_be_ended() {
+    for stage in [Stage::TextEncoders, Stage::VaeEncoder, Stage::Transformer, Stage::VaeDecoder] {
+        let edited = tiny().edit(&request(&[1]), &mut FlagAt(stage, Arc::default()));
+        assert!(matches!(edited, Err(Error::Cancelled)), "{stage:?}");
+    }
+}
