@@ -24,12 +24,7 @@ fn flop(count: usize) -> Throughput {
     Throughput::Elements(count as u64)
 }
 
-fn compare(
-    c: &mut Criterion,
-    name: &str,
-    throughput: Throughput,
-    operation: impl Fn(&dyn Kernels) -> Result<Tensor>,
-) {
+fn compare(c: &mut Criterion, name: &str, throughput: Throughput, operation: impl Fn(&dyn Kernels) -> Result<Tensor>) {
     let mut group = c.benchmark_group(name);
     group.sample_size(10).throughput(throughput);
     let fused: &dyn Kernels = for_device(&device());

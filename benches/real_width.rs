@@ -8,7 +8,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
-use retouch::weights::{Bytes, Component, ModelFile, Store, Weights};
+use retouch::weights::{Component, ModelFile, Store, Weights};
 use retouch_flow::{FluxConfig, FluxTransformer, ModulationTable, Reference, tokens};
 use retouch_sampler::TorchGenerator;
 use retouch_text_encoder::{T5Config, T5Encoder};
@@ -44,8 +44,9 @@ struct Report {
 }
 
 impl Report {
-    /// Times `work` of `flop` floating-point operations after one run to warm up.
+    /// Times `work` of `flop` floating-point operations after one run to warm up, and takes the peak memory of all runs.
     fn time(&self, flop: f64, mut work: impl FnMut()) {
+        forget_peak();
         work();
         let mut seconds: Vec<f64> = (0..RUNS)
             .map(|_| {
@@ -57,12 +58,24 @@ impl Report {
         seconds.sort_by(f64::total_cmp);
         let median = seconds[RUNS / 2];
         if self.json {
-            let line = serde_json::json!({"work": self.name, "seconds": seconds, "flop": flop});
+            let peak = peak_bytes();
+            let line = serde_json::json!({"work": self.name, "seconds": seconds, "flop": flop, "peak_bytes": peak});
             println!("{line}");
         } else {
             println!("{:12} {median:>9.2} {:>9.3} {:>9.1}", self.name, flop / 1e12, flop / median / 1e9);
         }
     }
+}
+
+/// From here on the peak counts anew (Linux only, see proc_pid_clear_refs(5)): loading is no part of what is measured.
+fn forget_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 fn noise(shape: &[usize]) -> Tensor {
@@ -92,8 +105,10 @@ fn random_store(shapes: &[(String, Vec<usize>)]) -> Store {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header);
     file.extend(data);
-    let bytes = Bytes::Static(Box::leak(file.into_boxed_slice()));
-    Store::open(vec![ModelFile { name: "random weights".into(), bytes }]).unwrap()
+    // On disk, so that it is out of memory once it is read.
+    let place = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(place.path(), file).unwrap();
+    Store::open(vec![ModelFile::open(place.path()).unwrap()]).unwrap()
 }
 
 fn linear(shapes: &mut Vec<(String, Vec<usize>)>, name: String, input: usize, output: usize) {
@@ -159,6 +174,7 @@ fn blocks(report: &Report) {
     let hidden = hidden as f64;
     // Per token and layer 12 hidden^2 multiply-adds in the linears, per pair of tokens 2 hidden in the attention.
     let flop = 2.0 * layers * tokens * (12.0 * hidden * hidden + 2.0 * tokens * hidden);
+    drop(weights);
     report.time(flop, || {
         transformer.velocity(&latents, &conditioning, 0).unwrap();
     });
@@ -226,6 +242,7 @@ const VAE_SHARE: f64 = (PIXELS * PIXELS) as f64 / (1024.0 * 1024.0);
 fn vae_encode(report: &Report) {
     let (weights, config) = vae_weights();
     let encoder = VaeEncoder::load(&weights, &config).unwrap();
+    drop(weights);
     let image = noise(&[1, 3, PIXELS, PIXELS]);
     report.time(4.9e12 * VAE_SHARE, || {
         encoder.encode(&image).unwrap();
@@ -235,6 +252,7 @@ fn vae_encode(report: &Report) {
 fn vae_decode(report: &Report) {
     let (weights, config) = vae_weights();
     let decoder = VaeDecoder::load(&weights, &config).unwrap();
+    drop(weights);
     let latents = noise(&[1, 16, PIXELS / 8, PIXELS / 8]);
     report.time(10.5e12 * VAE_SHARE, || {
         decoder.decode(&latents).unwrap();
@@ -248,10 +266,7 @@ fn t5(report: &Report) {
     let mut shapes = vec![
         ("shared.weight".to_string(), vec![VOCABULARY, hidden]),
         ("encoder.final_layer_norm.weight".to_string(), vec![hidden]),
-        (
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight".to_string(),
-            vec![buckets, heads],
-        ),
+        ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight".to_string(), vec![buckets, heads]),
     ];
     for block in 0..LAYERS {
         let (attention, mlp) = (format!("encoder.block.{block}.layer.0"), format!("encoder.block.{block}.layer.1"));
@@ -266,6 +281,7 @@ fn t5(report: &Report) {
     }
     let weights = Component::T5.in_store(random_store(&shapes), DType::F32, &Device::Cpu).unwrap();
     let encoder = T5Encoder::load(&weights, &T5Config::of(&weights).unwrap()).unwrap();
+    drop(weights);
     let ids: Vec<u32> = (0..TEXT_TOKENS as u32).map(|i| i % VOCABULARY as u32).collect();
     let ids = Tensor::from_vec(ids, (1, TEXT_TOKENS), &Device::Cpu).unwrap();
     let matrices = 4 * hidden * hidden + 3 * hidden * inner;

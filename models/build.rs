@@ -14,21 +14,27 @@ fn main() -> Result<()> {
     let mut files = Vec::new();
     list(&root, String::new(), &mut files)?;
     files.sort();
-    let entries: String =
-        files.iter().map(|(name, path)| format!("    ({name:?}, include_bytes!({path:?}).as_slice()),\n")).collect();
+    // By way of `env!`, which the compiler tracks: a build folder that is moved with its sources stays right.
+    let entries: String = files
+        .iter()
+        .map(|name| {
+            let path = format!("/{MODEL}/{name}");
+            format!("    ({name:?}, include_bytes!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {path:?})).as_slice()),\n")
+        })
+        .collect();
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     fs::write(out.join("nano_kontext.rs"), format!("&[\n{entries}]\n"))
 }
 
-/// All files below `folder` but the model card and its picture, as (path with slashes inside of the model, path on disk).
-fn list(folder: &Path, prefix: String, files: &mut Vec<(String, PathBuf)>) -> Result<()> {
+/// The paths, with slashes, of all files below `folder` but the model card and its picture.
+fn list(folder: &Path, prefix: String, files: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if entry.file_type()?.is_dir() {
             list(&entry.path(), format!("{prefix}{name}/"), files)?;
         } else if !name.ends_with(".md") && !name.ends_with(".png") && !name.starts_with('.') {
-            files.push((format!("{prefix}{name}"), entry.path()));
+            files.push(format!("{prefix}{name}"));
         }
     }
     Ok(())

@@ -5,7 +5,8 @@ usage: python scripts/compare.py --cpu --blocks [--rounds 2] [--threads 2] [--wo
 Needs torch, diffusers and transformers (scripts/reference/install.sh makes an environment with them) and cargo.
 Each piece of work (benches/real_width.rs says what it is) runs in a process of its own, PyTorch's and ours in turn, so
 that a machine that gets slower or faster meets both. Prints a table and stores it with every time as
-RESULTS/<date>-cpu-blocks.{md,json}: seconds are medians over all rounds, memory is the process's peak.
+OUT/<date>-cpu-blocks.{md,json}: seconds are medians over all rounds, memory is the process's peak (weights included)
+while it computes; Linux only.
 """
 import argparse
 import datetime
@@ -66,23 +67,23 @@ def run_reference(work, threads):
 
     torch.set_num_threads(threads)
     run = reference(work)
+    Path("/proc/self/clear_refs").write_text("5")        # the peak counts anew: loading is no part of what is measured
     run()
     seconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"work": work, "seconds": seconds}))
+    peak = next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM:"))
+    print(json.dumps({"work": work, "seconds": seconds, "peak_bytes": peak}))
 
 
 def measure(command, environment):
-    """Runs a process: (its last line of JSON, its peak memory in bytes)."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        sys.exit(f"{command[0]} failed with status {os.waitstatus_to_exitcode(status)}; its messages are above")
-    return json.loads(output.strip().splitlines()[-1]), usage.ru_maxrss * 1024
+    """Runs a process: its last line of JSON."""
+    process = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True)
+    if process.returncode != 0:
+        sys.exit(f"{command[0]} failed with status {process.returncode}; its messages are above")
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
 def build():
@@ -123,9 +124,9 @@ def compare(a):
         for round_ in range(a.rounds):
             order = [("pytorch", theirs), ("retouch", mine)]
             for name, command in order if round_ % 2 == 0 else order[::-1]:
-                result, peak = measure(command(work), environment)
+                result = measure(command(work), environment)
                 results[name][0].extend(result["seconds"])
-                results[name][1].append(peak)
+                results[name][1].append(result["peak_bytes"])
                 flop = result.get("flop", flop)
         rows.append({"work": work, "flop": flop, **{n: {"seconds": s, "peak_bytes": max(p)} for n, (s, p) in results.items()}})
         print(f"{work}: {table(rows[-1:])[-1]}", file=sys.stderr)

@@ -11,8 +11,8 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use retouch::{
-    DeviceChoice, EditRequest, EditResult, Engine, EngineOptions, ModelSource, NoProgress, OutputSize, Precision, ReferenceSize,
-    Seeds, Silent,
+    DeviceChoice, EditRequest, EditResult, Engine, EngineOptions, ModelSource, NoProgress, OutputSize, Precision,
+    ReferenceSize, Seeds, Silent,
 };
 use serde::Deserialize;
 
@@ -61,7 +61,8 @@ fn stored(folder: &str, name: &str) -> Option<Stored> {
 fn tiny(precision: Precision) -> Engine {
     let source =
         ModelSource { base: Some(fixtures().join("tiny-kontext").display().to_string()), ..Default::default() };
-    let options = EngineOptions { device: device(), precision: Some(precision), keep_loaded: true, ..Default::default() };
+    let options =
+        EngineOptions { device: device(), precision: Some(precision), keep_loaded: true, ..Default::default() };
     Engine::open(&source, options, &mut NoProgress).unwrap()
 }
 

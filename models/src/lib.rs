@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 /// The files of the embedded model: `(relative path, bytes)`, in the layout of a model folder, without the model card
-/// and its picture.
-pub const NANO_KONTEXT: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/nano_kontext.rs"));
+/// and its picture. A static: of a constant, every crate that names it would get a copy.
+pub static NANO_KONTEXT: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/nano_kontext.rs"));
 
 /// The id of the embedded model.
 pub const NANO_KONTEXT_ID: &str = "nano-kontext";

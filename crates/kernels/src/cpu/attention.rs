@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
-    matrix::{Destination, Matrix, Parallelism, Size, multiply},
+    matrix::{Destination, Matrix, Parallelism, Product, multiply},
     simd::{exp, gelu, max, sum, vectorised},
     view::{Rows, View, narrowed, widened},
 };
@@ -131,6 +131,7 @@ impl Problem<'_> {
     /// `y` points to that many rows of `head_dim` f32, `y_stride` apart, that nothing else reads or writes meanwhile.
     unsafe fn run(&self, image: usize, head: usize, first: usize, y: *mut f32, y_stride: usize, scratch: &mut Scratch) {
         let rows = QUERIES.min(self.queries - first);
+        let threads = Parallelism::None; // the tasks are
         let Scratch { scores, largest, sums } = scratch;
         scores.resize(QUERIES * KEYS, 0.0);
         largest.clear();
@@ -142,9 +143,9 @@ impl Problem<'_> {
             let columns = KEYS.min(self.keys - first_key);
             let k = self.k.from(image, first_key, head);
             let k = Matrix { row_stride: 1, column_stride: k.row_stride, ..k };
-            let size = Size { rows, columns, depth: self.head_dim };
+            let product = Product { rows, columns, depth: self.head_dim, add: false, factor: self.scale, threads };
             // SAFETY: `scores` is this thread's, and large enough for a whole tile.
-            unsafe { multiply(scores.as_mut_ptr(), columns, size, false, self.scale, q, k, Parallelism::None) };
+            unsafe { multiply(scores.as_mut_ptr(), columns, product, q, k) };
             for (row, scores) in scores.chunks_exact_mut(columns).take(rows).enumerate() {
                 let bias = self
                     .bias
@@ -156,9 +157,10 @@ impl Problem<'_> {
             }
             let v = self.v.from(image, first_key, head);
             let scores = Matrix { data: scores, row_stride: columns, column_stride: 1 };
-            let size = Size { rows, columns: self.head_dim, depth: columns };
+            let add = first_key > 0;
+            let product = Product { rows, columns: self.head_dim, depth: columns, add, factor: 1.0, threads };
             // SAFETY: `y` by the caller.
-            unsafe { multiply(y, y_stride, size, first_key > 0, 1.0, scores, v, Parallelism::None) };
+            unsafe { multiply(y, y_stride, product, scores, v) };
         }
         for (row, &total) in sums.iter().enumerate() {
             // SAFETY: as above.

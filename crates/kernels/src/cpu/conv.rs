@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
-    matrix::{Destination, Matrix, Parallelism, Size, multiply},
+    matrix::{Destination, Matrix, Parallelism, Product, multiply},
     view::{View, narrowed, vector, widened},
 };
 use crate::Window;
@@ -123,11 +123,12 @@ impl Problem {
                 }
             };
             let depth = self.depth();
-            let size = Size { rows: self.output, columns: pixels, depth };
+            let threads = Parallelism::None; // the tiles are
+            let product = Product { rows: self.output, columns: pixels, depth, add: true, factor: 1.0, threads };
             let weight = Matrix { data: weight, row_stride: depth, column_stride: 1 };
             let source = Matrix { data: source, row_stride: stride, column_stride: 1 };
             // SAFETY: `y` as above, in rows of `plane`.
-            unsafe { multiply(destination.at(start), plane, size, true, 1.0, weight, source, Parallelism::None) };
+            unsafe { multiply(destination.at(start), plane, product, weight, source) };
         });
         y
     }

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
-    matrix::{Matrix, Parallelism, Size, multiply},
+    matrix::{Matrix, Parallelism, Product, multiply},
     simd::{gelu, vectorised},
     view::{Rows, View, narrowed, vector, widen},
 };
@@ -30,12 +30,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
     }
     let mut product = |first: usize, count: usize, weight: &[f32]| {
         let transposed = Matrix { data: weight, row_stride: 1, column_stride: depth };
-        let size = Size { rows: rows.count, columns: count, depth };
+        let product = Product {
+            rows: rows.count,
+            columns: count,
+            depth,
+            add: add.is_some(),
+            factor: 1.0,
+            threads: Parallelism::Rayon(0),
+        };
         // SAFETY: columns `first..first + count` of `y`, which has `rows.count` rows of `outputs`; `y` is ours alone.
-        unsafe {
-            let y = y[first..].as_mut_ptr();
-            multiply(y, outputs, size, add.is_some(), 1.0, input, transposed, Parallelism::Rayon(0));
-        }
+        unsafe { multiply(y[first..].as_mut_ptr(), outputs, product, input, transposed) };
     };
     let weight = weight.contiguous()?;
     if weight.dtype() == DType::F32 {

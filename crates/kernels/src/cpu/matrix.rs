@@ -16,29 +16,23 @@ impl Matrix<'_> {
     }
 }
 
-/// The shapes of `y = a b`: `y` is `rows` x `columns`, `a` `rows` x `depth`.
+/// `y = factor * a b`, or with `add` `y += factor * a b`: `y` is `rows` x `columns`, `a` `rows` x `depth`.
 #[derive(Clone, Copy)]
-pub struct Size {
+pub struct Product {
     pub rows: usize,
     pub columns: usize,
     pub depth: usize,
+    pub add: bool,
+    pub factor: f32,
+    pub threads: Parallelism,
 }
 
-/// `y = factor * a b`, or with `add` `y += factor * a b`.
+/// Computes a product into rows of `y` that are `y_stride` apart.
 ///
 /// # Safety
-/// `y` points to `size.rows` rows of `size.columns` f32, `y_stride` apart, that nothing else reads or writes meanwhile.
-pub unsafe fn multiply(
-    y: *mut f32,
-    y_stride: usize,
-    size: Size,
-    add: bool,
-    factor: f32,
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    threads: Parallelism,
-) {
-    let Size { rows, columns, depth } = size;
+/// `y` points to `rows` rows of `columns` f32 that nothing else reads or writes meanwhile.
+pub unsafe fn multiply(y: *mut f32, y_stride: usize, product: Product, a: Matrix<'_>, b: Matrix<'_>) {
+    let Product { rows, columns, depth, add, factor, threads } = product;
     assert!(a.holds(rows, depth) && b.holds(depth, columns), "a matrix product reads past its operands");
     // SAFETY: the operands hold what is read (just checked), the caller vouches for `y`.
     unsafe {
