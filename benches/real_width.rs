@@ -22,7 +22,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let json = arguments.iter().any(|a| a == "--json");
     let named: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| *a != "--json").collect();
-    let cases: [(&str, fn(&Report)); 4] =
+    let cases: [(&str, Case); 4] =
         [("blocks", blocks), ("vae_encode", vae_encode), ("vae_decode", vae_decode), ("t5", t5)];
     if let Some(unknown) = named.iter().find(|name| !cases.iter().any(|(case, _)| case == *name)) {
         eprintln!("there is no work `{unknown}`; there are blocks, vae_encode, vae_decode and t5");
@@ -37,6 +37,8 @@ fn main() {
         }
     }
 }
+
+type Case = fn(&Report);
 
 struct Report {
     name: &'static str,

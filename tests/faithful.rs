@@ -61,8 +61,7 @@ fn stored(folder: &str, name: &str) -> Option<Stored> {
 fn tiny(precision: Precision) -> Engine {
     let source =
         ModelSource { base: Some(fixtures().join("tiny-kontext").display().to_string()), ..Default::default() };
-    let options =
-        EngineOptions { device: device(), precision: Some(precision), keep_loaded: true, ..Default::default() };
+    let options = EngineOptions { device: device(), precision: Some(precision), keep_loaded: true };
     Engine::open(&source, options, &mut NoProgress).unwrap()
 }
 

@@ -10,13 +10,14 @@ import photos
 import phrases
 import scenes
 
-# (kind, share): the six scene edits, global edits of scenes, global edits of photo-like pictures
-MIX = {"recolour": 0.22, "background": 0.09, "gradient": 0.1, "remove": 0.13, "shape": 0.17, "add": 0.17, "global": 0.03, "photo": 0.09}
+# (kind, share): the six scene edits, global edits of scenes, global edits of photo-like pictures; what is harder is shown more often
+MIX = {"recolour": 0.17, "background": 0.05, "gradient": 0.12, "remove": 0.08, "shape": 0.25, "add": 0.23, "global": 0.03, "photo": 0.07}
+GLOBAL_SHARE = {"invert": 0.3, "bw": 0.14, "darker": 0.14, "brighter": 0.14, "warmer": 0.14, "colder": 0.14}
 # (progress up to, {size: share}); small pictures first because they are cheap
 SIZES = [
     (0.25, {(96, 96): 0.45, (128, 128): 0.5, (192, 128): 0.05}),
     (0.80, {(96, 96): 0.05, (128, 128): 0.66, (192, 128): 0.1, (128, 192): 0.1, (192, 192): 0.06, (256, 256): 0.03}),
-    (1.01, {(128, 128): 0.5, (192, 128): 0.13, (128, 192): 0.12, (192, 192): 0.1, (256, 256): 0.12, (320, 256): 0.03}),
+    (1.01, {(128, 128): 0.48, (192, 128): 0.13, (128, 192): 0.12, (192, 192): 0.09, (256, 256): 0.12, (320, 256): 0.03, (384, 384): 0.02, (512, 512): 0.01}),
 ]
 
 
@@ -32,7 +33,7 @@ def pair(rng, w, h, kind=None, split="train", mix=MIX):
     what = np.zeros((h // 16, w // 16), np.int64)
     kind = kind or str(rng.choice(list(mix), p=np.array(list(mix.values())) / sum(mix.values())))
     if kind in ("photo", "global"):
-        op = str(rng.choice(scenes.GLOBAL_OPS))
+        op = str(rng.choice(list(GLOBAL_SHARE), p=list(GLOBAL_SHARE.values())))
         if kind == "global":
             e = scenes.sample_edit(rng, w, h, op)
             src, tgt, what = e["src"], e["tgt"], shape_map(e["scene"])

@@ -34,6 +34,7 @@ def arguments():
     a.add_argument("--lr-from", type=float, default=0.0, help="start this far along the falling part of the learning rate")
     a.add_argument("--adam-lr", type=float, default=1.5e-3, help="AdamW, for everything else")
     a.add_argument("--warmup", type=int, default=100)
+    a.add_argument("--pure", type=float, default=0.3, help="share of pairs at pure noise")
     a.add_argument("--edited", type=float, default=4.0, help="loss weight of edited tokens")
     a.add_argument("--aux", type=float, default=0.15, help="weight of the auxiliary heads; falls to nothing over the run")
     a.add_argument("--ema", type=float, default=0.997)
@@ -64,10 +65,10 @@ def optimizers(model, a):
             (torch.optim.AdamW(rest, lr=a.adam_lr, betas=(0.9, 0.98), weight_decay=0.0), a.adam_lr)]
 
 
-def draw_sigma(n, tokens, device):
-    """Uniform in the schedule's own time, with extra weight on pure noise, where the edit is decided."""
+def draw_sigma(n, tokens, device, pure):
+    """Uniform in the schedule's own time, with a share of pure noise, where the edit is decided."""
     u = torch.rand(n, device=device).clamp(0.05, 1)
-    u = torch.where(torch.rand(n, device=device) < 0.15, torch.ones_like(u), u)
+    u = torch.where(torch.rand(n, device=device) < pure, torch.ones_like(u), u)
     e = dit.shift(tokens)
     return e / (e + 1 / u - 1)
 
@@ -106,7 +107,7 @@ class Aux(torch.nn.Module):
 def flow_loss(model, b, size, a, aux=None):
     src, tgt, ch, pooled, toks, shapes = b
     n, t = ch.shape
-    sig = draw_sigma(n, t, src.device)
+    sig = draw_sigma(n, t, src.device, a.pure)
     eps = torch.randn_like(tgt)
     x = (1 - sig)[:, None, None] * tgt + sig[:, None, None] * eps
     guidance = 1 + 4 * torch.rand(n, device=src.device)         # any guidance is the same to the model, so that users may set it
