@@ -204,6 +204,9 @@ pub struct RunArgs {
     /// as it is done; takes more memory than one stage of the model at a time
     #[arg(long)]
     pub keep_loaded: bool,
+    /// Print where the time went: per stage and kind of operation, with rates and the share of what the machine could do
+    #[arg(long)]
+    pub profile: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::{
     args::CommonArgs,
     console::Console,
-    edit::{Job, Session, Source, open},
+    edit::{Job, Session, Source, note_profile, open},
     failure::{Failure, Result},
     files::{self, Output, display},
     settings::SettingsArgs,
@@ -46,6 +46,7 @@ pub fn run(list: &Path, common: &CommonArgs, console: &Console) -> Result<()> {
             }
         }
     }
+    note_profile(&engine, console);
     console.note_peak_memory();
     if failed { Err(Failure::Reported) } else { Ok(()) }
 }

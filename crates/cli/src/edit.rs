@@ -15,6 +15,7 @@ use crate::{
     console::Console,
     failure::{Failure, Result},
     files::{self, Output, display},
+    profile,
     progress::{DownloadProgress, EditProgress},
     settings::SettingsArgs,
 };
@@ -147,17 +148,29 @@ fn run_one(
     }
     let mut session = Session { engine: &mut engine, console, json: output.json, keep_loaded: run.keep_loaded };
     session.run(job, output.dump.as_deref())?;
+    note_profile(&engine, console);
     console.note_peak_memory();
     Ok(())
 }
 
 /// Opens the model, with progress if it has to be downloaded.
 pub fn open(source: &ModelSource, run: &RunArgs, console: &Console) -> Result<Engine> {
-    let options =
-        EngineOptions { device: run.device.unwrap_or_default(), precision: run.dtype, keep_loaded: run.keep_loaded };
+    let options = EngineOptions {
+        device: run.device.unwrap_or_default(),
+        precision: run.dtype,
+        keep_loaded: run.keep_loaded,
+        profile: run.profile,
+    };
     let engine = Engine::open(source, options, &mut DownloadProgress::new(console));
     console.check_stop()?;
     Ok(engine?)
+}
+
+/// Prints where the time went, if that was asked for.
+pub fn note_profile(engine: &Engine, console: &Console) {
+    for line in engine.profile().iter().flat_map(profile::table) {
+        console.note(&line);
+    }
 }
 
 /// A request and the place of its results.

@@ -11,6 +11,7 @@ mod failure;
 mod files;
 mod info;
 mod models;
+mod profile;
 mod progress;
 mod settings;
 

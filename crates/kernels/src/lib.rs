@@ -17,12 +17,14 @@ mod conv;
 mod cpu;
 mod metal;
 pub mod portable;
+mod profile;
 
 use std::fmt::Debug;
 
 use candle_core::{Device, Result, Tensor};
 
 pub use conv::Window;
+pub use profile::{Operation, Profiled, Total};
 
 /// What follows a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,14 @@
 //! The whole edit, from request to pictures.
 
-use std::{ops::ControlFlow, time::Instant};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use retouch_flow::tokens::{pack, unpack};
+use retouch_kernels::{Kernels, Profiled};
 use retouch_sampler::{Schedule, TorchGenerator, denoise, guide};
 use retouch_weights::{
     Pipeline, WeightsError,
@@ -14,9 +18,10 @@ use tracing::debug;
 
 use crate::{
     Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelSource, Observer, Parameters,
-    Precision, Result, Seeds, Stage, Timings, Trace,
+    Precision, Profile, Result, Seeds, Stage, Timings, Trace,
     flux1::{Flux1, proceed},
     image,
+    profile::Recorder,
     sizes::{Size, SizeRules},
     source::ModelFiles,
 };
@@ -29,6 +34,8 @@ pub struct EngineOptions {
     pub precision: Option<Precision>,
     /// Keep all parts of the model in memory between edits, instead of one stage's at a time.
     pub keep_loaded: bool,
+    /// Measure where the time goes, for [`Engine::profile`]; on a GPU the whole then takes longer.
+    pub profile: bool,
 }
 
 /// A model, ready to edit. Its weights are read when an edit needs them.
@@ -37,6 +44,7 @@ pub struct Engine {
     device: Device,
     device_name: String,
     precision: Precision,
+    recorder: Option<Recorder>,
 }
 
 /// A request with all choices made.
@@ -58,19 +66,31 @@ impl Engine {
         let (device, choice) = options.device.open()?;
         let precision = options.precision.unwrap_or_else(|| Precision::default_for(&device));
         let files = ModelFiles::find(source, &HubOptions::from_env(), progress)?;
-        let model = Flux1::new(files, &device, precision.dtype(), options.keep_loaded)?;
+        let profiled = options.profile.then(|| Profiled::for_device(&device));
+        let kernels =
+            profiled.map_or_else(|| retouch_kernels::for_device(&device), |profiled| profiled as &dyn Kernels);
+        let model = Flux1::new(files, &device, kernels, precision.dtype(), options.keep_loaded)?;
         let files = model.files();
         files
             .defaults
             .check(model.size_multiple())
             .map_err(|reason| WeightsError::Unsupported { what: format!("{}: retouch.json", files.name), reason })?;
         debug!(model = files.name, pipeline = ?files.pipeline, device = %choice, dtype = %precision, "model found");
-        Ok(Self { model, device, device_name: choice.to_string(), precision })
+        let recorder = match profiled {
+            Some(profiled) => Some(Recorder::new(profiled, profiled.peak_flops(precision.dtype())?)),
+            None => None,
+        };
+        Ok(Self { model, device, device_name: choice.to_string(), precision, recorder })
     }
 
     /// Whether a request to this model can have a guidance scale.
     pub fn takes_guidance(&self) -> bool {
         self.model.takes_guidance()
+    }
+
+    /// Where the time of the edits since the last call went; `None` unless [`EngineOptions::profile`] is set.
+    pub fn profile(&self) -> Option<Profile> {
+        self.recorder.as_ref().map(Recorder::take)
     }
 
     /// Edits an image, or makes one if the request has none.
@@ -115,20 +135,20 @@ impl Engine {
     ) -> Result<Timings> {
         let plan = self.plan(request)?;
         let mut timings = Timings::default();
-        let mut clock = Clock::start();
+        let mut clock = Clock::start(self.recorder.as_ref());
 
         // prompt -> token ids -> embeddings
         let mut prompts = vec![("", request.prompt.as_str())];
         prompts.extend(request.negative_prompt.as_deref().map(|negative| ("negative_", negative)));
         let prompts = self.model.encode_prompts(&prompts, plan.max_sequence_length, observer, trace)?;
-        timings.text_seconds = clock.lap();
+        timings.text_seconds = clock.lap("text");
 
         // image -> pixels in [-1, 1] -> reference latents
         let reference = match &plan.reference {
             Some((pixels, _)) => Some(self.model.encode_image(&image::to_tensor(pixels, &self.device)?, observer)?),
             None => None,
         };
-        timings.reference_seconds = clock.lap();
+        timings.reference_seconds = clock.lap("reference image");
 
         // seeds -> noise; size -> schedule
         let shape = self.model.latent_shape(plan.output);
@@ -138,7 +158,7 @@ impl Engine {
         record_inputs(trace, reference.as_ref(), &noise, &schedule)?;
         let (transformer, conditionings) =
             self.model.prepare(&prompts, reference.as_ref(), plan.output, &schedule, plan.guidance, observer)?;
-        timings.load_seconds = clock.lap();
+        timings.load_seconds = clock.lap("transformer loading");
 
         // noise -> latents, an image at a time
         let [_, _, height, width] = shape;
@@ -174,7 +194,7 @@ impl Engine {
         }
         drop(conditionings);
         self.model.finish_steps(transformer);
-        timings.steps_seconds = clock.lap();
+        timings.steps_seconds = clock.lap("steps");
 
         // latents -> pixels -> pictures, an image at a time
         let decoder = self.model.decoder(observer)?;
@@ -186,9 +206,9 @@ impl Engine {
                 trace.record("image", &unit);
             }
             let pixels = image::from_tensor(&unit)?;
-            timings.decode_seconds += clock.lap();
+            timings.decode_seconds += clock.lap("pixels");
             proceed(each(EditedImage { pixels, parameters: self.parameters(request, &plan, i) }, &timings))?;
-            clock.lap(); // what is done with an image is not a part of making it
+            clock.skip(); // what is done with an image is not a part of making it
         }
         self.model.finish_decoding(decoder);
         Ok(timings)
@@ -309,18 +329,30 @@ fn record_inputs(
     Ok(())
 }
 
-/// Seconds between the ends of stages.
-struct Clock(Instant);
+/// Times between the ends of stages.
+struct Clock<'a> {
+    last: Instant,
+    recorder: Option<&'a Recorder>,
+}
 
-impl Clock {
-    fn start() -> Self {
-        Self(Instant::now())
+impl<'a> Clock<'a> {
+    fn start(recorder: Option<&'a Recorder>) -> Self {
+        Self { last: Instant::now(), recorder }
     }
 
-    fn lap(&mut self) -> f64 {
-        let now = Instant::now();
-        let seconds = (now - self.0).as_secs_f64();
-        self.0 = now;
-        seconds
+    /// Ends a stage; its seconds.
+    fn lap(&mut self, stage: &'static str) -> f64 {
+        let took = self.skip();
+        if let Some(recorder) = self.recorder {
+            recorder.end(stage, took);
+        }
+        took.as_secs_f64()
+    }
+
+    /// Goes on from now; the time since the last stage's end.
+    fn skip(&mut self) -> Duration {
+        let took = self.last.elapsed();
+        self.last += took;
+        took
     }
 }

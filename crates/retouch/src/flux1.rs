@@ -5,6 +5,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, tokens};
+use retouch_kernels::Kernels;
 use retouch_sampler::Schedule;
 use retouch_text_encoder::{ClipConfig, ClipEncoder, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer};
 use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
@@ -20,6 +21,7 @@ const CLIP_TOKENS: usize = 77;
 pub(crate) struct Flux1 {
     files: ModelFiles,
     device: Device,
+    kernels: &'static dyn Kernels,
     dtype: DType,
     keep_loaded: bool,
     vae_config: VaeConfig,
@@ -46,12 +48,19 @@ pub(crate) struct Prompt {
 }
 
 impl Flux1 {
-    pub fn new(files: ModelFiles, device: &Device, dtype: DType, keep_loaded: bool) -> Result<Self> {
+    pub fn new(
+        files: ModelFiles,
+        device: &Device,
+        kernels: &'static dyn Kernels,
+        dtype: DType,
+        keep_loaded: bool,
+    ) -> Result<Self> {
         let vae_config = config(&files, Component::Vae, VaeConfig::of, VaeConfig::check)?;
         let flux_config = config(&files, Component::Transformer, FluxConfig::of, FluxConfig::check)?;
         Ok(Self {
             files,
             device: device.clone(),
+            kernels,
             dtype,
             keep_loaded,
             vae_config,
@@ -225,7 +234,7 @@ impl Flux1 {
     }
 
     fn weights(&self, component: Component, observer: &dyn Observer) -> Result<Weights> {
-        let weights = self.files.weights(component, self.dtype, &self.device)?;
+        let weights = self.files.weights(component, self.dtype, &self.device)?.with_kernels(self.kernels);
         let (file, bytes) = (weights.store().describe(), weights.store().total_bytes());
         debug!(file, bytes, dtype = ?self.dtype, "{component} opened");
         Ok(match observer.cancel_flag() {

@@ -25,6 +25,7 @@ mod error;
 mod flux1;
 pub mod image;
 mod paths;
+mod profile;
 mod request;
 mod sizes;
 mod source;
@@ -33,10 +34,12 @@ mod trace;
 pub use device::{DeviceChoice, Precision};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
+pub use profile::{Profile, StageProfile};
 pub use request::{
     Control, EditRequest, EditResult, EditedImage, Event, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_STEPS, Observer,
     OutputSize, Parameters, ReferenceSize, Seeds, Silent, Stage, Timings,
 };
+pub use retouch_kernels::{Operation, Total};
 pub use retouch_models as models;
 pub use retouch_weights::{
     self as weights, WeightsError,

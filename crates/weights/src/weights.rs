@@ -29,6 +29,7 @@ pub struct Weights {
     prefix: String,
     dtype: DType,
     device: Device,
+    kernels: &'static dyn Kernels,
     cancel: Option<Arc<AtomicBool>>,
 }
 
@@ -41,6 +42,7 @@ impl Weights {
             prefix: String::new(),
             dtype,
             device: device.clone(),
+            kernels: retouch_kernels::for_device(device),
             cancel: None,
         }
     }
@@ -71,7 +73,12 @@ impl Weights {
 
     /// The operations of the device, for a module to keep.
     pub fn kernels(&self) -> &'static dyn Kernels {
-        retouch_kernels::for_device(&self.device)
+        self.kernels
+    }
+
+    /// The same parameters for modules that compute with other operations than the device's usual ones.
+    pub fn with_kernels(self, kernels: &'static dyn Kernels) -> Self {
+        Self { kernels, ..self }
     }
 
     /// The store behind, for looking at names and shapes.
