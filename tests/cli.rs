@@ -62,6 +62,36 @@ fn a_loaded_model_makes_the_same_images() {
 }
 
 #[test]
+fn a_profile_has_a_row_for_each_stage_and_operation() {
+    let place = Place::new();
+    let ran = place.tiny(&["edit", "photo.png", "bluer", "--profile"]);
+    assert_eq!(ran.lines(), ["photo-edited.png"]);
+    for row in ["text", "reference image", "steps", "pixels", "linear", "attention", "convolution", "floor:"] {
+        assert!(ran.stderr.lines().any(|line| line.trim_start().starts_with(row)), "{row}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn the_step_cache_saves_passes_and_is_repeated() {
+    let place = Place::new();
+    let edit = |more: &[&str]| {
+        let args = [&["edit", "photo.png", "bluer", "--seed", "5", "-v", "-f", "-o", "out.png"], more];
+        let ran = place.tiny(&args.concat());
+        (place.pixels("out.png"), ran.stderr.clone())
+    };
+    let (computed, _) = edit(&[]);
+    // So small that no two steps are that near.
+    assert_eq!(computed, edit(&["--cache", "1e-9"]).0);
+    let (cached, notes) = edit(&["--cache", "1"]);
+    assert!(notes.contains("saved by the step cache: 1"), "{notes}");
+    assert_ne!(computed, cached);
+    assert_eq!(info(&place, "out.png")["cache"], 1.0);
+    place.tiny(&["edit", "--from", "out.png", "-o", "again.png"]);
+    assert_eq!(place.pixels("again.png"), cached);
+    assert!(place.tiny(&["edit", "photo.png", "bluer", "--cache", "-1"]).sentence(2).contains("cache is -1"));
+}
+
+#[test]
 fn json_has_a_line_for_each_image() {
     let place = Place::new();
     let ran = place.tiny(&["edit", "photo.png", "bluer", "--seed", "7", "-n", "2", "--json"]);

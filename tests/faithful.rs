@@ -80,6 +80,7 @@ fn run(engine: &mut Engine, case: &Case, stored: &Stored) -> (EditResult, Dump) 
         guidance: Some(case.guidance),
         size: OutputSize::Exact { width: case.width, height: case.height },
         reference_size: if case.reference == "auto" { ReferenceSize::Auto } else { ReferenceSize::Keep },
+        cache: None,
         max_sequence_length: Some(case.max_sequence_length),
         seeds: match case.seeds.as_slice() {
             [seed] => Seeds::Shared { seed: *seed, images: case.num_images },

@@ -78,8 +78,8 @@ Examples:
   retouch edit --batch jobs.jsonl --keep-loaded
 
 A batch file has one JSON object per line, of these fields: image, prompt, output, seed (a number or a list), num_images,
-steps, guidance, negative_prompt, true_cfg, width, height, aspect_ratio, size, reference_size. All but prompt can be left
-out, and what a line leaves out is taken from the command line; a list of seeds says how many images there are.
+steps, guidance, cache, negative_prompt, true_cfg, width, height, aspect_ratio, size, reference_size. All but prompt can be
+left out, and what a line leaves out is taken from the command line; a list of seeds says how many images there are.
   {\"image\": \"photo.jpg\", \"prompt\": \"make it night\", \"output\": \"night.png\", \"seed\": [1, 2], \"steps\": 20}";
 
 #[derive(Debug, Args)]

@@ -226,7 +226,7 @@ impl Session<'_> {
                 // Also where the last step was done by then: who interrupts wants no result.
                 delivered = console.check_stop().and_then(|()| {
                     let path = output.write(&image, number, console)?;
-                    report(path.as_deref(), &image.parameters, timings, *json, console)
+                    report(path.as_deref(), &image, timings, *json, console)
                 });
                 if delivered.is_ok() { Control::Continue } else { Control::Cancel }
             };
@@ -264,10 +264,10 @@ fn edit_and_dump(
 }
 
 /// Prints a result, and what is worth knowing about it.
-fn report(path: Option<&Path>, made: &Parameters, timings: &Timings, json: bool, console: &Console) -> Result<()> {
+fn report(path: Option<&Path>, image: &EditedImage, timings: &Timings, json: bool, console: &Console) -> Result<()> {
     let Timings { text_seconds, reference_seconds, load_seconds, steps_seconds, decode_seconds } = timings;
     let seconds = text_seconds + reference_seconds + load_seconds + steps_seconds + decode_seconds;
-    let Parameters { seed, width, height, model, device, dtype, steps, .. } = made;
+    let Parameters { seed, width, height, model, device, dtype, steps, .. } = &image.parameters;
     // What went to standard output has no path.
     if let Some(path) = path {
         let mut line = path.display().to_string();
@@ -280,6 +280,9 @@ fn report(path: Option<&Path>, made: &Parameters, timings: &Timings, json: bool,
     console.note(&format!("{width}x{height}, seed {seed}, {seconds:.1} s"));
     if console.is_verbose() {
         console.note(&format!("{model} on {device} in {dtype}, {steps} steps"));
+        if image.parameters.cache.is_some() {
+            console.note(&format!("passes through the transformer saved by the step cache: {}", image.reused_passes));
+        }
         console.note(&format!(
             "text {text_seconds:.2} s, reference image {reference_seconds:.2} s, transformer loading \
              {load_seconds:.2} s, steps {steps_seconds:.2} s, pixels {decode_seconds:.2} s"

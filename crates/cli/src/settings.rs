@@ -26,6 +26,9 @@ pub struct SettingsArgs {
     /// How closely to follow the prompt [default: the model's, 2.5 for FLUX.1 Kontext]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
+    /// Do not compute steps that differ from the last by less than this share, e.g. 0.1: faster, and another image
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub cache: Option<f64>,
     /// What the result should not look like; needs --true-cfg
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
@@ -68,6 +71,7 @@ impl SettingsArgs {
             seed: if self.seed.is_empty() { fallback.seed } else { self.seed },
             steps: self.steps.or(fallback.steps),
             guidance: self.guidance.or(fallback.guidance),
+            cache: self.cache.or(fallback.cache),
             // Switching true CFG off takes its negative prompt along.
             negative_prompt: match self.true_cfg {
                 Some(scale) if scale <= 1.0 => self.negative_prompt,
@@ -92,6 +96,7 @@ impl SettingsArgs {
             true_cfg: self.true_cfg,
             steps: self.steps,
             guidance: self.guidance,
+            cache: self.cache,
             size: self.output_size()?,
             reference_size: self.reference_size.map(|rule| rule.0).unwrap_or_default(),
             max_sequence_length: self.max_sequence_length,
@@ -148,6 +153,7 @@ impl From<&Parameters> for SettingsArgs {
             num_images: None,
             steps: Some(stored.steps),
             guidance: stored.guidance,
+            cache: stored.cache,
             negative_prompt: stored.negative_prompt.clone(),
             true_cfg: Some(stored.true_cfg),
             width,

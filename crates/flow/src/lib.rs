@@ -7,12 +7,14 @@
 //! ```
 
 mod blocks;
+mod cache;
 mod config;
 mod modulation;
 mod rotary;
 pub mod tokens;
 mod transformer;
 
+pub use cache::StepCache;
 pub use config::FluxConfig;
 pub use modulation::ModulationTable;
 pub use transformer::{Conditioning, FluxTransformer, Reference};

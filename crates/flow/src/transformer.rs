@@ -7,7 +7,7 @@ use retouch_kernels::{Kernels, Rotation};
 use retouch_weights::{Linear, Result, Weights};
 
 use crate::{
-    FluxConfig, ModulationTable,
+    FluxConfig, ModulationTable, StepCache,
     blocks::{DoubleBlock, SingleBlock},
     rotary::rotation,
     tokens::{image_positions, text_positions},
@@ -89,21 +89,66 @@ impl FluxTransformer {
 
     /// The velocity of `latents` `[1, tokens, in_channels]` at a step, same shape, both f32.
     pub fn velocity(&self, latents: &Tensor, c: &Conditioning, step: usize) -> candle_core::Result<Tensor> {
+        self.velocity_cached(latents, c, step, &mut StepCache::default())
+    }
+
+    /// [`Self::velocity`], or something near it that costs little, as `cache` decides.
+    pub fn velocity_cached(
+        &self,
+        latents: &Tensor,
+        c: &Conditioning,
+        step: usize,
+        cache: &mut StepCache,
+    ) -> candle_core::Result<Tensor> {
         let latent_tokens = latents.dim(1)?;
+        let outputs = |image: &Tensor| image.narrow(1, 0, latent_tokens); // the reference's tokens come after them
         let latents = self.img_in.forward(&latents.to_dtype(self.dtype)?)?;
-        let mut image = match &c.reference {
+        let image = match &c.reference {
             Some(reference) => Tensor::cat(&[&latents, reference], 1)?,
             None => latents,
         };
-        let mut text = c.text.clone();
-        for (i, block) in self.double_blocks.iter().enumerate() {
-            let modulation = (c.modulation.double_image(i, step)?, c.modulation.double_text(i, step)?);
-            (image, text) = block.forward(&image, &text, &c.rotation, &modulation.0, &modulation.1)?;
-            text = clip_f16(text)?;
-        }
+        let x = if self.double_blocks.is_empty() {
+            self.single_blocks(&image, &c.text, latent_tokens, c, step)?
+        } else {
+            let (first, text) = self.double_block(0, &image, &c.text, c, step)?;
+            cache.tokens(&outputs(&image)?, &outputs(&first)?, || {
+                let (mut image, mut text) = (first.clone(), text);
+                for i in 1..self.double_blocks.len() {
+                    (image, text) = self.double_block(i, &image, &text, c, step)?;
+                }
+                self.single_blocks(&image, &text, latent_tokens, c, step)
+            })?
+        };
+        let (shift, scale) = c.modulation.last(step)?;
+        self.final_linear.forward(&self.kernels.modulated_norm(&x, &shift, &scale)?)?.to_dtype(DType::F32)
+    }
+
+    /// Image and text tokens after double block `i`.
+    fn double_block(
+        &self,
+        i: usize,
+        image: &Tensor,
+        text: &Tensor,
+        c: &Conditioning,
+        step: usize,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        let modulation = (c.modulation.double_image(i, step)?, c.modulation.double_text(i, step)?);
+        let (image, text) = self.double_blocks[i].forward(image, text, &c.rotation, &modulation.0, &modulation.1)?;
+        Ok((image, clip_f16(text)?))
+    }
+
+    /// The output image's tokens after all single blocks: the first `latent_tokens` of `image`.
+    fn single_blocks(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        latent_tokens: usize,
+        c: &Conditioning,
+        step: usize,
+    ) -> candle_core::Result<Tensor> {
         let text_tokens = text.dim(1)?;
-        let mut x = Tensor::cat(&[&text, &image], 1)?;
-        let outputs = text_tokens..text_tokens + latent_tokens; // the output image's tokens
+        let outputs = text_tokens..text_tokens + latent_tokens;
+        let mut x = Tensor::cat(&[text, image], 1)?;
         for (i, block) in self.single_blocks.iter().enumerate() {
             let modulation = c.modulation.single(i, step)?;
             x = clip_f16(if i + 1 < self.single_blocks.len() {
@@ -112,11 +157,7 @@ impl FluxTransformer {
                 block.forward_for(outputs.clone(), &x, &c.rotation, &modulation)?
             })?;
         }
-        if self.single_blocks.is_empty() {
-            x = x.narrow(1, outputs.start, outputs.len())?;
-        }
-        let (shift, scale) = c.modulation.last(step)?;
-        self.final_linear.forward(&self.kernels.modulated_norm(&x, &shift, &scale)?)?.to_dtype(DType::F32)
+        if self.single_blocks.is_empty() { x.narrow(1, outputs.start, outputs.len()) } else { Ok(x) }
     }
 }
 

@@ -7,7 +7,10 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
-use retouch_flow::tokens::{pack, unpack};
+use retouch_flow::{
+    StepCache,
+    tokens::{pack, unpack},
+};
 use retouch_kernels::{Kernels, Profiled};
 use retouch_sampler::{Schedule, TorchGenerator, denoise, guide};
 use retouch_weights::{
@@ -164,13 +167,17 @@ impl Engine {
         let [_, _, height, width] = shape;
         let mut latents = Vec::with_capacity(noise.len());
         for (image, noise) in noise.iter().enumerate() {
-            let velocity = |x: &Tensor, step: usize| match conditionings.as_slice() {
-                [positive, negative] => guide(
-                    &transformer.velocity(x, positive, step)?,
-                    &transformer.velocity(x, negative, step)?,
-                    plan.true_cfg,
-                ),
-                conditionings => transformer.velocity(x, &conditionings[0], step),
+            let mut caches = [StepCache::new(request.cache), StepCache::new(request.cache)];
+            let velocity = |x: &Tensor, step: usize| {
+                let [cache, negative_cache] = &mut caches;
+                let velocity = transformer.velocity_cached(x, &conditionings[0], step, cache)?;
+                match conditionings.get(1) {
+                    Some(negative) => {
+                        let negative = transformer.velocity_cached(x, negative, step, negative_cache)?;
+                        guide(&velocity, &negative, plan.true_cfg)
+                    }
+                    None => Ok(velocity),
+                }
             };
             let after = |step: retouch_sampler::Step<'_>| {
                 if let Some(trace) = trace {
@@ -190,7 +197,7 @@ impl Engine {
                 }
             };
             let tokens = denoise(pack(noise)?, &schedule, velocity, after)?.ok_or(Error::Cancelled)?;
-            latents.push(unpack(&tokens, height, width)?);
+            latents.push((unpack(&tokens, height, width)?, caches.iter().map(StepCache::reused).sum()));
         }
         drop(conditionings);
         self.model.finish_steps(transformer);
@@ -198,16 +205,17 @@ impl Engine {
 
         // latents -> pixels -> pictures, an image at a time
         let decoder = self.model.decoder(observer)?;
-        for (i, latents) in latents.iter().enumerate() {
+        for (i, (latents, reused_passes)) in latents.into_iter().enumerate() {
             proceed(observer.on(Event::Computing { stage: Stage::VaeDecoder }))?;
-            let unit = image::to_unit(&decoder.decode(latents)?)?;
+            let unit = image::to_unit(&decoder.decode(&latents)?)?;
             if let Some(trace) = trace {
-                trace.record("latents", latents);
+                trace.record("latents", &latents);
                 trace.record("image", &unit);
             }
             let pixels = image::from_tensor(&unit)?;
             timings.decode_seconds += clock.lap("pixels");
-            proceed(each(EditedImage { pixels, parameters: self.parameters(request, &plan, i) }, &timings))?;
+            let image = EditedImage { pixels, parameters: self.parameters(request, &plan, i), reused_passes };
+            proceed(each(image, &timings))?;
             clock.skip(); // what is done with an image is not a part of making it
         }
         self.model.finish_decoding(decoder);
@@ -281,6 +289,7 @@ impl Engine {
             single_files: self.model.files().single_files(),
             steps: plan.steps,
             guidance: plan.guidance,
+            cache: request.cache,
             max_sequence_length: plan.max_sequence_length,
             width: plan.output.0,
             height: plan.output.1,

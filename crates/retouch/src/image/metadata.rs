@@ -175,6 +175,7 @@ mod tests {
             single_files: Default::default(),
             steps: 8,
             guidance: Some(2.5),
+            cache: None,
             max_sequence_length: 512,
             width: 32,
             height: 16,
