@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | attention | blocks with an online softmax | portable, in runs of queries | candle's fused attention |
 //! | linear (+ GELU), gated residual, modulated norm, heads, gated GELU | one pass, all threads | portable | portable |
+//! | linear with a packed matrix | widened in blocks of rows | dequantised in runs of rows | as CUDA |
 //! | convolution, group norm (+ SiLU) | tiles of matrix products; two passes | portable | portable |
 //!
 //! A model asks [`for_device`] once, when it is loaded, and keeps what it gets.
@@ -15,7 +16,9 @@
 
 mod conv;
 mod cpu;
+mod fp8;
 mod metal;
+mod packed;
 pub mod portable;
 mod profile;
 
@@ -24,6 +27,8 @@ use std::fmt::Debug;
 use candle_core::{Device, Result, Tensor};
 
 pub use conv::Window;
+pub use fp8::Fp8;
+pub use packed::{Packed, Part};
 pub use profile::{Operation, Profiled, Total};
 
 /// What follows a linear layer.
@@ -57,6 +62,18 @@ pub trait Kernels: Debug + Send + Sync {
     /// `x W^T + b`, then `activation`: `x` `[..., in]`, `weight` `[out, in]`, `bias` `[out]`; returns `[..., out]`.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
         portable::linear(x, weight, bias, activation)
+    }
+
+    /// [`Self::linear`] with a matrix in fewer bits than `x`, which are widened exactly and rounded to no less than the
+    /// dtype of `x`.
+    fn linear_packed(
+        &self,
+        x: &Tensor,
+        weight: &Packed,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        portable::linear_packed(x, weight, bias, activation)
     }
 
     /// Layer norm over the last axis without learned parameters (eps 1e-6), then `* (1 + scale) + shift`.

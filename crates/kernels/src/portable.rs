@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Module, Result, Tensor};
 
-use crate::{Activation, Rotation, Stream, Window};
+use crate::{Activation, Packed, Rotation, Stream, Window};
 
 /// Of the norms inside the blocks.
 pub(crate) const EPSILON: f64 = 1e-6;
@@ -10,12 +10,28 @@ pub(crate) const EPSILON: f64 = 1e-6;
 /// Bytes that the scores of one attention call may take; longer sequences are done in several runs of queries.
 const SCORE_BYTES: usize = 512 << 20;
 
+/// Elements of a packed matrix that are dequantised at a time: 128 MB in f32, which is what candle makes of blocks first.
+const DEQUANTISED: usize = 1 << 25;
+
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
     let y = candle_nn::Linear::new(weight.clone(), bias.cloned()).forward(x)?;
     match activation {
         Activation::None => Ok(y),
         Activation::Gelu => y.gelu(),
     }
+}
+
+pub fn linear_packed(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    let rows = weight.rows();
+    let run = (DEQUANTISED / weight.columns().max(1)).clamp(1, rows.max(1));
+    let mut outputs = Vec::with_capacity(rows.div_ceil(run));
+    for first in (0..rows).step_by(run) {
+        let run = run.min(rows - first);
+        let weight = weight.narrow(first..first + run)?.dequantise(x.dtype())?;
+        let bias = bias.map(|bias| bias.narrow(0, first, run)).transpose()?;
+        outputs.push(linear(x, &weight, bias.as_ref(), activation)?);
+    }
+    if outputs.len() == 1 { Ok(outputs.remove(0)) } else { Tensor::cat(&outputs, D::Minus1) }
 }
 
 pub fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {

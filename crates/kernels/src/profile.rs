@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::{Activation, Kernels, Rotation, Stream, Window, for_device};
+use crate::{Activation, Kernels, Packed, Rotation, Stream, Window, for_device};
 
 /// What is told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,6 +135,20 @@ impl Kernels for Profiled {
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
         let flops = 2.0 * x.elem_count() as f64 * weight.dim(0)? as f64;
         self.clock(Operation::Linear, flops, &[x, weight], |k| k.linear(x, weight, bias, activation))
+    }
+
+    fn linear_packed(
+        &self,
+        x: &Tensor,
+        weight: &Packed,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let flops = 2.0 * x.elem_count() as f64 * weight.rows() as f64;
+        let run = |k: &dyn Kernels| k.linear_packed(x, weight, bias, activation);
+        let output = self.clock(Operation::Linear, flops, &[x], run)?;
+        self.totals().entry(Operation::Linear).or_default().bytes += weight.bytes() as f64;
+        Ok(output)
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {

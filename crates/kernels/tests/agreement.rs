@@ -2,8 +2,11 @@
 //!
 //! The CPU always; a CUDA or Metal device where there is one and the feature is on.
 
-use candle_core::{DType, Device, Result, Tensor};
-use retouch_kernels::{Activation, Kernels, Portable, Rotation, Stream, Window, for_device};
+use candle_core::{
+    DType, Device, Result, Tensor,
+    quantized::{GgmlDType, QStorage, QTensor},
+};
+use retouch_kernels::{Activation, Fp8, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device};
 
 fn devices() -> Vec<Device> {
     let mut devices = vec![Device::Cpu];
@@ -60,6 +63,56 @@ fn linear() {
             k.linear(&x[0].narrow(1, rows / 2, rows - rows / 2)?, &x[1], Some(&x[2]), Activation::None)
         });
     }
+}
+
+/// The same bytes on another device.
+fn moved(blocks: &QTensor, device: &Device) -> QTensor {
+    let storage = QStorage::from_data(blocks.data().unwrap(), device, blocks.dtype()).unwrap();
+    QTensor::new(storage, blocks.shape()).unwrap()
+}
+
+#[test]
+fn linear_with_packed_matrices() {
+    use GgmlDType::*;
+    let (input, rows) = (512, 1300); // more rows than the CPU widens at a time
+    let weight = (random((rows, input)) * (input as f64).powf(-0.5)).unwrap();
+    let inputs = [random((2, 33, input)), random(rows)];
+    let check = |name: &str, packed: &dyn Fn(&Device) -> Packed| {
+        for activation in [Activation::None, Activation::Gelu] {
+            let name = format!("linear with {name} {activation:?}");
+            agree(&name, 2e-6, &inputs, |k, x| k.linear_packed(&x[0], &packed(x[0].device()), Some(&x[1]), activation));
+        }
+        agree(&format!("some outputs of {name}"), 2e-6, &inputs, |k, x| {
+            k.linear_packed(&x[0], &packed(x[0].device()).narrow(3..1200)?, None, Activation::None)
+        });
+    };
+    let part = |kind: GgmlDType| {
+        let blocks = QTensor::quantize(&weight, kind).unwrap();
+        move |device: &Device| Part::blocks(moved(&blocks, device)).unwrap()
+    };
+    for kind in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K] {
+        let part = part(kind);
+        check(&format!("{kind:?}"), &|device| Packed::stack(vec![part(device)]).unwrap());
+    }
+    // Without the exponents of infinity and NaN.
+    let codes: Vec<u8> = (0..rows * input).map(|i| (i * 7 + i / 251) as u8).map(|c| c & 0xb7).collect();
+    let codes = Tensor::from_vec(codes, (rows, input), &Device::Cpu).unwrap();
+    let fp8 = |format| {
+        let codes = codes.clone();
+        move |device: &Device| Part::Fp8 { codes: codes.to_device(device).unwrap(), format, scale: 0.03 }
+    };
+    for format in [Fp8::E4m3, Fp8::E5m2] {
+        let part = fp8(format);
+        check(&format!("{format:?}"), &|device| Packed::stack(vec![part(device)]).unwrap());
+    }
+    let half = weight.to_dtype(DType::F16).unwrap();
+    let (q8, q4, fp8) = (part(Q8_0), part(Q4K), fp8(Fp8::E4m3));
+    check("parts of every form", &|device| {
+        Packed::stack(vec![q8(device), fp8(device), Part::Half(half.to_device(device).unwrap()), q4(device)])
+            .unwrap()
+            .narrow(1000..1000 + rows)
+            .unwrap()
+    });
 }
 
 #[test]
@@ -207,6 +260,9 @@ fn shapes_that_do_not_fit_are_refused() {
     let (x, y) = (random((1, 3, 8)), random((1, 3, 6)));
     assert!(cpu.linear(&x, &random((4, 6)), None, Activation::None).is_err());
     assert!(cpu.linear(&x, &random((4, 8)), Some(&random(3)), Activation::None).is_err());
+    let packed = |columns: usize| Packed::stack(vec![Part::Half(random((4, columns)).to_dtype(DType::BF16).unwrap())]);
+    assert!(cpu.linear_packed(&x, &packed(6).unwrap(), None, Activation::None).is_err());
+    assert!(cpu.linear_packed(&x, &packed(8).unwrap(), Some(&random(3)), Activation::None).is_err());
     assert!(cpu.gated_residual(&x, &y, &random((1, 8))).is_err());
     assert!(cpu.modulated_norm(&x, &random((1, 6)), &random((1, 8))).is_err());
     assert!(cpu.gated_gelu(&x, &y).is_err());

@@ -1,17 +1,17 @@
-//! The linear layer, the one place where a weight matrix's storage (dense today) meets the arithmetic.
+//! The linear layer, the one place where a weight matrix's storage meets the arithmetic.
 
 use std::ops::Range;
 
 use candle_core::{Module, Tensor};
 use retouch_kernels::{Activation, Kernels};
 
-use crate::{Result, Weights};
+use crate::{Matrix, Result, Weights};
 
 /// `y = x W^T + b` over the last axis.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`.
-    weight: Tensor,
+    weight: Matrix,
     /// `[out]`.
     bias: Option<Tensor>,
     kernels: &'static dyn Kernels,
@@ -26,24 +26,24 @@ impl Linear {
 
     /// Reads `weight` `[out, in]` only.
     pub fn load_no_bias(weights: &Weights, input: usize, output: usize) -> Result<Self> {
-        Ok(Self { weight: weights.get((output, input), "weight")?, bias: None, kernels: weights.kernels() })
+        Ok(Self { weight: weights.matrix((output, input), "weight")?, bias: None, kernels: weights.kernels() })
     }
 
     /// The layer that computes a range of the outputs alone; shares the parameters.
     pub fn outputs(&self, range: Range<usize>) -> candle_core::Result<Self> {
-        let part = |x: &Tensor| x.narrow(0, range.start, range.len());
-        Ok(Self { weight: part(&self.weight)?, bias: self.bias.as_ref().map(part).transpose()?, kernels: self.kernels })
+        let bias = self.bias.as_ref().map(|bias| bias.narrow(0, range.start, range.len())).transpose()?;
+        Ok(Self { weight: self.weight.rows(range)?, bias, kernels: self.kernels })
     }
 
     /// GELU (tanh form) of the layer's output.
     pub fn forward_gelu(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.kernels.linear(x, &self.weight, self.bias.as_ref(), Activation::Gelu)
+        self.weight.linear(self.kernels, x, self.bias.as_ref(), Activation::Gelu)
     }
 }
 
 impl Module for Linear {
     /// `[..., in]` to `[..., out]`.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.kernels.linear(x, &self.weight, self.bias.as_ref(), Activation::None)
+        self.weight.linear(self.kernels, x, self.bias.as_ref(), Activation::None)
     }
 }

@@ -118,6 +118,16 @@ impl Store {
         self.entries.get(name).map(|e| e.info.dtype)
     }
 
+    /// The dtype of the tensor `name` where that has fewer bits than `dtype`: bf16 and f16 for f32.
+    pub fn narrower_dtype(&self, name: &str, dtype: DType) -> Option<DType> {
+        let stored = match self.dtype(name)? {
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            _ => return None,
+        };
+        (stored.size_in_bytes() < dtype.size_in_bytes()).then_some(stored)
+    }
+
     /// Bytes of all tensors together.
     pub fn total_bytes(&self) -> usize {
         self.entries.values().map(|e| e.info.data_offsets.1 - e.info.data_offsets.0).sum()

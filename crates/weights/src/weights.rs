@@ -10,10 +10,10 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{VarBuilder, var_builder::SimpleBackend};
-use retouch_kernels::Kernels;
+use retouch_kernels::{Kernels, Packed, Part};
 
 use crate::{
-    Result, Store, WeightsError,
+    Matrix, Result, Store, WeightsError,
     naming::{Naming, Recipe},
 };
 
@@ -100,6 +100,33 @@ impl Weights {
         self.read(&shape.into(), &self.full_name(name), self.dtype, &self.device)
     }
 
+    /// Reads the matrix `shape` (out, in) of a linear layer and checks its shape.
+    ///
+    /// What the file holds in fewer bits than are computed with stays in them.
+    pub fn matrix(&self, shape: (usize, usize), name: &str) -> Result<Matrix> {
+        let name = self.full_name(name);
+        self.check_cancelled()?;
+        let recipe = self.naming.recipe(&name);
+        self.check_shape(&recipe, &[shape.0, shape.1])?;
+        let narrow = |part: &String| self.store.narrower_dtype(part, self.dtype);
+        if matches!(recipe, Recipe::Reshaped(_)) || !recipe.parts().iter().any(|part| narrow(part).is_some()) {
+            return Ok(Matrix::Dense(self.read(&shape.into(), &name, self.dtype, &self.device)?));
+        }
+        let read = |part: &String| {
+            let dtype = narrow(part).unwrap_or(self.dtype);
+            Ok(Part::Half(self.store.tensor(part, dtype, &self.device)?))
+        };
+        let packed = Packed::stack(recipe.parts().iter().map(read).collect::<Result<_>>()?)?;
+        Ok(Matrix::Packed(match recipe {
+            Recipe::SwappedHalves(_) => {
+                let (rows, half) = (packed.rows(), packed.rows() / 2);
+                let halves = [packed.narrow(half..rows)?, packed.narrow(0..half)?];
+                Packed::stack(halves.iter().flat_map(Packed::parts).cloned().collect())?
+            }
+            _ => packed,
+        }))
+    }
+
     /// A view of this place for modules written against candle's own [`VarBuilder`].
     pub fn var_builder(&self) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
@@ -110,9 +137,7 @@ impl Weights {
     }
 
     fn read(&self, shape: &Shape, full_name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        if self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-            return Err(WeightsError::Cancelled);
-        }
+        self.check_cancelled()?;
         let recipe = self.naming.recipe(full_name);
         // Against the header first: a file of another model is refused before gigabytes of it are read.
         self.check_shape(&recipe, shape.dims())?;
@@ -126,6 +151,11 @@ impl Weights {
                 Tensor::cat(&[whole.narrow(0, half, half)?, whole.narrow(0, 0, half)?], 0)?
             }
         })
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        let cancelled = self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed));
+        if cancelled { Err(WeightsError::Cancelled) } else { Ok(()) }
     }
 
     /// The shape of the parameter that `recipe` makes, where its parts are there and fit each other.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use retouch_weights::{
-    ClipShape, Component, Description, FluxShape, Folder, Kind, ModelFile, Store, T5Shape, VaeShape, Weights,
+    ClipShape, Component, Description, FluxShape, Folder, Kind, Matrix, ModelFile, Store, T5Shape, VaeShape, Weights,
     WeightsError, describe, detect,
 };
 
@@ -49,6 +49,30 @@ fn a_bfl_transformer_equals_the_folders() {
     let names: Vec<String> = bfl.store().names().map(str::to_string).collect();
     assert_eq!(distance(&bfl, &folder, names.iter().map(String::as_str)), 0.0);
     assert_eq!(FluxShape::of(&bfl).unwrap(), FluxShape::of(&folder).unwrap());
+}
+
+/// Of one tensor, of stacked ones, and of swapped halves.
+#[test]
+fn matrices_stay_in_the_files_dtype_and_have_the_values_of_the_widened_ones() {
+    for weights in [
+        in_folder(Component::Transformer),
+        in_file(Component::Transformer, "tiny-kontext/flux1-kontext-dev.safetensors"),
+    ] {
+        for name in ["double_blocks.1.img_mlp.0", "single_blocks.2.linear1", "final_layer.adaLN_modulation.1"] {
+            let weights = weights.pp(name);
+            let [out, input] = weights.shape("weight").unwrap()[..] else { panic!("{name} is no matrix") };
+            let expected = weights.get((out, input), "weight").unwrap();
+            let Matrix::Packed(packed) = weights.matrix((out, input), "weight").unwrap() else {
+                panic!("{name} was widened")
+            };
+            assert_eq!(packed.bytes(), 2 * out * input);
+            let found = packed.dequantise(DType::F32).unwrap();
+            assert_eq!(found.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{name}");
+            let same = weights.with_dtype(DType::BF16).matrix((out, input), "weight").unwrap();
+            assert!(matches!(same, Matrix::Dense(weight) if weight.dtype() == DType::BF16));
+            assert!(weights.matrix((input + 1, out), "weight").is_err());
+        }
+    }
 }
 
 #[test]

@@ -1,20 +1,54 @@
 //! The linear layer.
 
-use candle_core::{D, DType, Result, Storage, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
     matrix::{Matrix, Parallelism, Product, multiply},
+    packed::widen,
     simd::{gelu, vectorised},
-    view::{Rows, View, narrowed, vector, widen},
+    view::{Rows, View, narrowed, vector},
 };
-use crate::Activation;
+use crate::{Activation, Packed, Part};
 
 /// Rows of a narrow weight matrix that are widened at a time: enough for the product to be limited by arithmetic.
 const WEIGHT_ROWS: usize = 1024;
 
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    let weight = weight.contiguous()?;
+    if weight.dtype() != DType::F32 {
+        return linear_packed(x, &Packed::stack(vec![Part::Half(weight)])?, bias, activation);
+    }
     let (outputs, depth) = weight.dims2()?;
+    by_blocks(x, (outputs, depth), bias, activation, |product| {
+        product(0, outputs, View::of(&weight).floats()?);
+        Ok(())
+    })
+}
+
+pub fn linear_packed(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    let (outputs, depth) = (weight.rows(), weight.columns());
+    by_blocks(x, (outputs, depth), bias, activation, |product| {
+        // By rows of the whole matrix: a result is the same bit for bit, however the rows lie in parts.
+        let mut block = vec![0f32; WEIGHT_ROWS.min(outputs) * depth];
+        for first in (0..outputs).step_by(WEIGHT_ROWS) {
+            let count = WEIGHT_ROWS.min(outputs - first);
+            widen(&weight.narrow(first..first + count)?, &mut block[..count * depth])?;
+            product(first, count, &block[..count * depth]);
+        }
+        Ok(())
+    })
+}
+
+/// Computes a layer of `outputs` x `depth` weights, which `weights` hands over in blocks: the first output, the number
+/// of outputs, and their rows.
+fn by_blocks(
+    x: &Tensor,
+    (outputs, depth): (usize, usize),
+    bias: Option<&Tensor>,
+    activation: Activation,
+    weights: impl FnOnce(&mut dyn FnMut(usize, usize, &[f32])) -> Result<()>,
+) -> Result<Tensor> {
     if x.dim(D::Minus1)? != depth {
         bail!("a linear layer of {depth} inputs was given {:?}", x.shape())
     }
@@ -28,7 +62,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
     if let Some(bias) = add {
         y.par_chunks_mut(outputs).for_each(|y| y.copy_from_slice(bias));
     }
-    let mut product = |first: usize, count: usize, weight: &[f32]| {
+    weights(&mut |first: usize, count: usize, weight: &[f32]| {
         let transposed = Matrix { data: weight, row_stride: 1, column_stride: depth };
         let product = Product {
             rows: rows.count,
@@ -40,21 +74,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
         };
         // SAFETY: columns `first..first + count` of `y`, which has `rows.count` rows of `outputs`; `y` is ours alone.
         unsafe { multiply(y[first..].as_mut_ptr(), outputs, product, input, transposed) };
-    };
-    let weight = weight.contiguous()?;
-    if weight.dtype() == DType::F32 {
-        product(0, outputs, View::of(&weight).floats()?);
-    } else {
-        let (storage, layout) = weight.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { bail!("a CPU kernel was given a weight of another device") };
-        let mut block = vec![0f32; WEIGHT_ROWS.min(outputs) * depth];
-        for first in (0..outputs).step_by(WEIGHT_ROWS) {
-            let count = WEIGHT_ROWS.min(outputs - first);
-            let block = &mut block[..count * depth];
-            widen(storage, layout.start_offset() + first * depth, block)?;
-            product(first, count, block);
-        }
-    }
+    })?;
     if activation == Activation::Gelu {
         y.par_chunks_mut(outputs).for_each(|y| {
             vectorised(|| match &bias {

@@ -10,12 +10,13 @@ mod group_norm;
 mod heads;
 mod linear;
 mod matrix;
+mod packed;
 mod simd;
 mod view;
 
 use candle_core::{Result, Tensor};
 
-use crate::{Activation, Kernels, Rotation, Stream, Window};
+use crate::{Activation, Kernels, Packed, Rotation, Stream, Window};
 
 #[derive(Debug)]
 pub struct Cpu;
@@ -23,6 +24,16 @@ pub struct Cpu;
 impl Kernels for Cpu {
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
         linear::linear(x, weight, bias, activation)
+    }
+
+    fn linear_packed(
+        &self,
+        x: &Tensor,
+        weight: &Packed,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        linear::linear_packed(x, weight, bias, activation)
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
