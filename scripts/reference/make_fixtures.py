@@ -6,6 +6,7 @@ import shutil
 
 import images
 import kontext
+import quantised
 import single_files
 import small_buckets
 import small_embeddings
@@ -21,11 +22,12 @@ SMALL = (small_randn, small_sigmas, small_lanczos, small_tokens, small_embedding
 
 
 def main():
-    for folder in ("tiny-kontext", "comfy", "kontext", "kontext_bf16", "small"):
+    for folder in ("tiny-kontext", "comfy", "kontext", "kontext_bf16", "quantised", "small"):
         shutil.rmtree(FIXTURES / folder, ignore_errors=True)
     (FIXTURES / "small").mkdir(parents=True)
     tiny_model.main()
     single_files.main()
+    quantised.main()
     for module in SMALL:
         module.main()
     kontext.main(list(CASES))

@@ -21,8 +21,8 @@ pub enum Part {
     Blocks { blocks: Arc<QTensor>, rows: Range<usize> },
     /// `codes` `[rows, columns]` in u8, each standing for its value times `scale`.
     Fp8 { codes: Tensor, format: Fp8, scale: f32 },
-    /// `[rows, columns]` in bf16 or f16, for a computation in f32.
-    Half(Tensor),
+    /// `[rows, columns]` in any dtype, mostly bf16 or f16 for a computation in f32.
+    Dense(Tensor),
 }
 
 impl Packed {
@@ -32,7 +32,9 @@ impl Packed {
     /// No parts, parts that are no matrices, or of different widths.
     pub fn stack(parts: Vec<Part>) -> Result<Self> {
         let mut columns = parts.iter().map(Part::columns);
-        let Some(first) = columns.next().transpose()? else { bail!("a matrix of no parts") };
+        let Some(first) = columns.next().transpose()?.filter(|&columns| columns > 0) else {
+            bail!("a matrix without rows or without columns")
+        };
         for other in columns {
             let other = other?;
             if other != first {
@@ -61,7 +63,7 @@ impl Packed {
                 let row = blocks.storage_size_in_bytes() / blocks.shape().dims().first().copied().unwrap_or(1).max(1);
                 rows.len() * row
             }
-            Part::Fp8 { codes: tensor, .. } | Part::Half(tensor) => {
+            Part::Fp8 { codes: tensor, .. } | Part::Dense(tensor) => {
                 tensor.elem_count() * tensor.dtype().size_in_bytes()
             }
         };
@@ -85,6 +87,18 @@ impl Packed {
         Self::stack(parts)
     }
 
+    /// The rows of these numbers (a list of integers) in `dtype`: `[numbers, columns]`.
+    pub fn select(&self, numbers: &Tensor, dtype: DType) -> Result<Tensor> {
+        match self.parts.as_slice() {
+            [Part::Blocks { blocks, rows: Range { start: 0, .. } }] => blocks.embedding(numbers)?.to_dtype(dtype),
+            [Part::Fp8 { codes, format, scale }] => {
+                Part::Fp8 { codes: codes.index_select(numbers, 0)?, format: *format, scale: *scale }.dequantise(dtype)
+            }
+            [Part::Dense(tensor)] => tensor.index_select(numbers, 0)?.to_dtype(dtype),
+            _ => self.dequantise(dtype)?.index_select(numbers, 0),
+        }
+    }
+
     /// All of its values in `dtype`, rounded once: `[rows, columns]`.
     pub fn dequantise(&self, dtype: DType) -> Result<Tensor> {
         let parts = self.parts.iter().map(|part| part.dequantise(dtype)).collect::<Result<Vec<_>>>()?;
@@ -102,14 +116,14 @@ impl Part {
     pub fn rows(&self) -> usize {
         match self {
             Self::Blocks { rows, .. } => rows.len(),
-            Self::Fp8 { codes: tensor, .. } | Self::Half(tensor) => tensor.dims()[0],
+            Self::Fp8 { codes: tensor, .. } | Self::Dense(tensor) => tensor.dims()[0],
         }
     }
 
     fn columns(&self) -> Result<usize> {
         let shape = match self {
             Self::Blocks { blocks, .. } => blocks.shape(),
-            Self::Fp8 { codes: tensor, .. } | Self::Half(tensor) => tensor.shape(),
+            Self::Fp8 { codes: tensor, .. } | Self::Dense(tensor) => tensor.shape(),
         };
         shape.dims2().map(|(_, columns)| columns)
     }
@@ -122,12 +136,12 @@ impl Part {
             Self::Fp8 { codes, format, scale } => {
                 Self::Fp8 { codes: codes.narrow(0, range.start, range.len())?, format: *format, scale: *scale }
             }
-            Self::Half(tensor) => Self::Half(tensor.narrow(0, range.start, range.len())?),
+            Self::Dense(tensor) => Self::Dense(tensor.narrow(0, range.start, range.len())?),
         })
     }
 
-    /// In candle's own operations, on the part's device.
-    fn dequantise(&self, dtype: DType) -> Result<Tensor> {
+    /// Its values in `dtype`, in candle's own operations, on the part's device: `[rows, columns]`.
+    pub fn dequantise(&self, dtype: DType) -> Result<Tensor> {
         match self {
             Self::Blocks { blocks, rows } => {
                 // candle has no dequantisation of a range, but an embedding is one: of the rows that are asked for.
@@ -139,7 +153,7 @@ impl Part {
                     Tensor::new(&format.table(*scale), &Device::Cpu)?.to_dtype(dtype)?.to_device(codes.device())?;
                 table.index_select(&codes.flatten_all()?, 0)?.reshape(codes.shape())
             }
-            Self::Half(tensor) => tensor.to_dtype(dtype),
+            Self::Dense(tensor) => tensor.to_dtype(dtype),
         }
     }
 }
@@ -170,7 +184,7 @@ mod tests {
         ];
         let expected = Tensor::cat(&expected, 0).unwrap();
         let codes = Part::Fp8 { codes, format: Fp8::E5m2, scale: 0.5 };
-        let packed = Packed::stack(vec![Part::blocks(blocks).unwrap(), codes, Part::Half(half)]).unwrap();
+        let packed = Packed::stack(vec![Part::blocks(blocks).unwrap(), codes, Part::Dense(half)]).unwrap();
         assert_eq!((packed.rows(), packed.columns(), packed.bytes()), (12, 64, 5 * 2 * 34 + 3 * 64 + 4 * 128));
         for range in [0..12, 4..5, 1..4, 5..8, 2..11, 11..12] {
             let part = packed.narrow(range.clone()).unwrap();
@@ -178,6 +192,12 @@ mod tests {
             let found = part.dequantise(DType::F32).unwrap();
             let expected = expected.narrow(0, range.start, range.len()).unwrap();
             assert_eq!(sum(&found.ne(&expected).unwrap().to_dtype(DType::F32).unwrap()), 0.0, "{range:?}");
+        }
+        let numbers = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
+        for one in [0..5, 5..8, 8..12, 3..9] {
+            let selected = packed.narrow(one.clone()).unwrap().select(&numbers, DType::F32).unwrap();
+            let expected = expected.narrow(0, one.start, one.len()).unwrap().index_select(&numbers, 0).unwrap();
+            assert_eq!(selected.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{one:?}");
         }
         // A part of a part.
         let inner = packed.narrow(1..9).unwrap().narrow(2..6).unwrap().dequantise(DType::F32).unwrap();
@@ -188,11 +208,11 @@ mod tests {
     #[test]
     fn what_is_no_matrix_is_refused() {
         let half = |rows: usize, columns: usize| {
-            Part::Half(Tensor::zeros((rows, columns), DType::BF16, &Device::Cpu).unwrap())
+            Part::Dense(Tensor::zeros((rows, columns), DType::BF16, &Device::Cpu).unwrap())
         };
         assert!(Packed::stack(vec![]).is_err());
         assert!(Packed::stack(vec![half(2, 4), half(2, 6)]).is_err());
-        assert!(Packed::stack(vec![Part::Half(Tensor::zeros(4, DType::BF16, &Device::Cpu).unwrap())]).is_err());
+        assert!(Packed::stack(vec![Part::Dense(Tensor::zeros(4, DType::BF16, &Device::Cpu).unwrap())]).is_err());
         let packed = Packed::stack(vec![half(2, 4)]).unwrap();
         assert!(packed.narrow(1..3).is_err() && packed.narrow(1..1).is_err());
     }

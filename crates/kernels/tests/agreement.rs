@@ -108,7 +108,7 @@ fn linear_with_packed_matrices() {
     let half = weight.to_dtype(DType::F16).unwrap();
     let (q8, q4, fp8) = (part(Q8_0), part(Q4K), fp8(Fp8::E4m3));
     check("parts of every form", &|device| {
-        Packed::stack(vec![q8(device), fp8(device), Part::Half(half.to_device(device).unwrap()), q4(device)])
+        Packed::stack(vec![q8(device), fp8(device), Part::Dense(half.to_device(device).unwrap()), q4(device)])
             .unwrap()
             .narrow(1000..1000 + rows)
             .unwrap()
@@ -260,7 +260,7 @@ fn shapes_that_do_not_fit_are_refused() {
     let (x, y) = (random((1, 3, 8)), random((1, 3, 6)));
     assert!(cpu.linear(&x, &random((4, 6)), None, Activation::None).is_err());
     assert!(cpu.linear(&x, &random((4, 8)), Some(&random(3)), Activation::None).is_err());
-    let packed = |columns: usize| Packed::stack(vec![Part::Half(random((4, columns)).to_dtype(DType::BF16).unwrap())]);
+    let packed = |columns: usize| Packed::stack(vec![Part::Dense(random((4, columns)).to_dtype(DType::BF16).unwrap())]);
     assert!(cpu.linear_packed(&x, &packed(6).unwrap(), None, Activation::None).is_err());
     assert!(cpu.linear_packed(&x, &packed(8).unwrap(), Some(&random(3)), Activation::None).is_err());
     assert!(cpu.gated_residual(&x, &y, &random((1, 8))).is_err());

@@ -4,14 +4,14 @@
 //! one model, holds its matrices where a quantised form cannot be put, and divides by the number of heads unchecked.
 
 use candle_core::{DType, Device, Module, Result, Tensor, bail};
-use candle_nn::{Embedding, LayerNorm};
+use candle_nn::LayerNorm;
 use retouch_kernels::Kernels;
-use retouch_weights::{ClipShape, Linear, Weights};
+use retouch_weights::{ClipShape, Embedding, Linear, Weights};
 use serde::Deserialize;
 
 use crate::{
     config::{check_sizes, unsupported},
-    layers::{checked_ids, load_embedding, normalise},
+    layers::{checked_ids, normalise},
 };
 
 /// What `text_encoder/config.json` says; the names and the defaults of absent values are those of `CLIPTextConfig` in
@@ -224,7 +224,7 @@ impl ClipEncoder {
         let positions = (config.max_position_embeddings, config.hidden_size);
         let layers = weights.pp("encoder.layers");
         Ok(Self {
-            token_embedding: load_embedding(&embeddings.pp("token_embedding"), config.vocab_size, config.hidden_size)?,
+            token_embedding: Embedding::load(&embeddings.pp("token_embedding"), config.vocab_size, config.hidden_size)?,
             position_embedding: embeddings.get(positions, "position_embedding.weight")?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::load(&layers.pp(i), config))

@@ -1,13 +1,6 @@
 //! What both encoders share.
 
 use candle_core::{DType, Module, Result, Tensor, bail};
-use candle_nn::Embedding;
-use retouch_weights::Weights;
-
-/// Reads `weight` `[rows, width]`.
-pub fn load_embedding(weights: &Weights, rows: usize, width: usize) -> retouch_weights::Result<Embedding> {
-    Ok(Embedding::new(weights.get((rows, width), "weight")?, width))
-}
 
 /// The ids of each text, read to the host and checked: candle's CUDA kernel does not check them.
 pub fn checked_ids(ids: &Tensor, vocabulary: usize) -> Result<Vec<Vec<u32>>> {

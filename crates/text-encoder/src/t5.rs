@@ -5,14 +5,14 @@
 //! matrices are held where a quantised form cannot be put.
 
 use candle_core::{DType, Device, Module, Result, Tensor, bail};
-use candle_nn::{Embedding, RmsNorm};
+use candle_nn::RmsNorm;
 use retouch_kernels::Kernels;
-use retouch_weights::{Linear, T5Shape, Weights};
+use retouch_weights::{Embedding, Linear, T5Shape, Weights};
 use serde::Deserialize;
 
 use crate::{
     config::{check_sizes, unsupported},
-    layers::{checked_ids, load_embedding},
+    layers::checked_ids,
 };
 
 /// What `text_encoder_2/config.json` says; the names and the defaults of absent values are those of `T5Config` in
@@ -234,7 +234,7 @@ impl T5Encoder {
         let buckets = (config.relative_attention_num_buckets, config.num_heads);
         let bias = blocks.get(buckets, "0.layer.0.SelfAttention.relative_attention_bias.weight")?;
         Ok(Self {
-            shared: load_embedding(&weights.pp("shared"), config.vocab_size, config.d_model)?,
+            shared: Embedding::load(&weights.pp("shared"), config.vocab_size, config.d_model)?,
             relative_attention_bias: bias,
             blocks: (0..config.num_layers)
                 .map(|i| Block::load(&blocks.pp(i), config))

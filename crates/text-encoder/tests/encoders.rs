@@ -81,6 +81,33 @@ fn t5s_embeddings_equal_the_references() -> Outcome {
     Ok(())
 }
 
+/// Its table and matrices stay in blocks; what it computes is what the widened values give.
+#[test]
+fn a_quantised_t5_embeds_as_its_values_do() -> Outcome {
+    let file = format!("{FIXTURES}/quantised/t5-q8_0.gguf");
+    let packed = Component::T5.in_file(file.as_ref(), DType::F32, &Device::Cpu)?;
+    let mut values = HashMap::new();
+    for name in weights(Component::T5, DType::F32)?.store().names() {
+        let shape = packed.shape(name).ok_or("a parameter is missing")?;
+        values.insert(name.to_string(), packed.get(shape, name)?);
+    }
+    let folder = tempfile::tempdir()?;
+    let wide = folder.path().join("t5.safetensors");
+    candle_core::safetensors::save(&values, &wide)?;
+    let wide = t5(&Component::T5.in_file(&wide, DType::F32, &Device::Cpu)?)?;
+    assert_eq!(T5Config::of(&packed)?, tiny().json::<T5Config>("text_encoder_2/config.json")?);
+    let packed = t5(&packed)?;
+    for (call, tensors) in calls("kontext")? {
+        let ids = &tensors["t5_ids"];
+        let found = packed.embed(ids)?;
+        let distance = distance(&found, &wide.embed(ids)?)?;
+        assert!(distance < T5_TOLERANCE, "{call}: {distance:e}");
+        // Of the original weights it is as far away as 8 bits are.
+        assert!(mean_distance(&found, &tensors["t5_embeds"])? > 1e-3, "{call}");
+    }
+    Ok(())
+}
+
 #[test]
 fn several_texts_at_once_equal_each_alone() -> Outcome {
     let (clip, t5) = (clip(&weights(Component::Clip, DType::F32)?)?, t5(&weights(Component::T5, DType::F32)?)?);

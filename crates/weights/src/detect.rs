@@ -16,6 +16,8 @@ pub enum Layout {
     Bfl,
     /// That of diffusers' model folders.
     Diffusers,
+    /// llama.cpp's, as in GGUF files of text encoders.
+    LlamaCpp,
 }
 
 /// One thing that a file holds; `prefix` stands before the names of all of its tensors.
@@ -33,6 +35,7 @@ pub enum Kind {
         prefix: String,
     },
     T5 {
+        layout: Layout,
         prefix: String,
     },
     /// A LoRA or another low-rank adapter.
@@ -84,8 +87,13 @@ pub fn detect(store: &Store) -> Vec<Kind> {
     if let Some(prefix) = clips.first() {
         kinds.push(Kind::Clip { prefix: prefix.to_string() });
     }
-    if let Some(prefix) = first("encoder.block.0.layer.0.SelfAttention.q.weight") {
-        kinds.push(Kind::T5 { prefix });
+    for (layout, marker) in [
+        (Layout::Diffusers, "encoder.block.0.layer.0.SelfAttention.q.weight"),
+        (Layout::LlamaCpp, "enc.blk.0.attn_q.weight"),
+    ] {
+        if let Some(prefix) = first(marker) {
+            kinds.push(Kind::T5 { layout, prefix });
+        }
     }
     if kinds.is_empty() {
         kinds.push(if store.names().any(is_lora) { Kind::Lora } else { Kind::Unknown { model: other_model(store) } });
@@ -140,19 +148,20 @@ impl Kind {
     /// From the code's names to the store's, for a component.
     fn naming(&self, store: &Store) -> Box<dyn Naming> {
         match self.clone() {
-            Self::FluxTransformer { layout: Layout::Bfl, prefix } | Self::Vae { layout: Layout::Diffusers, prefix } => {
-                Box::new(Prefixed { prefix, naming: SameNames })
-            }
             Self::FluxTransformer { layout: Layout::Diffusers, prefix } => {
                 Box::new(Prefixed { prefix, naming: flux::Diffusers })
             }
-            Self::Vae { layout: Layout::Bfl, prefix } => {
+            Self::FluxTransformer { prefix, .. } | Self::Vae { layout: Layout::Diffusers, prefix } => {
+                Box::new(Prefixed { prefix, naming: SameNames })
+            }
+            Self::Vae { prefix, .. } => {
                 let level = |l: &usize| store.has(&format!("{prefix}decoder.up.{l}.block.0.conv1.weight"));
                 let levels = (0..).take_while(level).count();
                 Box::new(Prefixed { prefix, naming: vae::Bfl { levels } })
             }
             Self::Clip { prefix } => Box::new(clip::Clip { prefix }),
-            Self::T5 { prefix } => {
+            Self::T5 { layout: Layout::LlamaCpp, prefix } => Box::new(Prefixed { prefix, naming: t5::LlamaCpp }),
+            Self::T5 { prefix, .. } => {
                 let [shared, own] = t5::EMBEDDINGS;
                 let embedding = if store.has(&format!("{prefix}{shared}")) { shared } else { own };
                 Box::new(t5::T5 { prefix, embedding })

@@ -6,8 +6,8 @@ pub enum WeightsError {
     #[error("{file}: {source}")]
     Io { file: String, source: std::io::Error },
 
-    #[error("{file}: not a usable safetensors file: {reason}; download it again")]
-    BadSafetensors { file: String, reason: String },
+    #[error("{file}: not a usable {format} file: {reason}; download it again")]
+    BadFile { file: String, format: &'static str, reason: String },
 
     #[error("{file}: not valid JSON for this purpose: {reason}")]
     BadJson { file: String, reason: String },
@@ -29,8 +29,11 @@ pub enum WeightsError {
     #[error("{file} holds {found}, not a {wanted}; {advice}")]
     WrongKind { file: String, found: String, wanted: String, advice: String },
 
-    #[error("{file}: tensor `{tensor}` has dtype {dtype}, which is not supported; use bf16, f16 or f32 weights")]
-    WrongDtype { file: String, tensor: String, dtype: String },
+    #[error(
+        "{file}: tensor `{tensor}` is in {encoding}, which is not supported; take a file in bf16, f16, fp8, or one of \
+         GGUF's Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K and Q2_K"
+    )]
+    WrongEncoding { file: String, tensor: String, encoding: String },
 
     #[error("{what}: no weights found; expected {expected}")]
     NoWeights { what: String, expected: String },

@@ -5,10 +5,10 @@
 
 mod describe;
 mod detect;
+mod embedding;
 mod error;
 mod folder;
-mod gguf;
-mod header;
+mod format;
 pub mod hub;
 mod linear;
 mod matrix;
@@ -20,8 +20,10 @@ mod weights;
 
 pub use describe::{Description, FileDescription, ModelDescription, describe, describe_model};
 pub use detect::{Component, Kind, Layout, detect};
+pub use embedding::Embedding;
 pub use error::{Result, WeightsError};
 pub use folder::{Bytes, EmbeddedFiles, Folder, ModelFile};
+pub use format::Encoding;
 pub use linear::Linear;
 pub use matrix::Matrix;
 pub use model_index::Pipeline;

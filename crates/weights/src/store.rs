@@ -1,26 +1,30 @@
-//! Tensors by name over one or several safetensors files, checked when opened and read when asked for.
+//! Tensors by name over one or several safetensors or GGUF files, checked when opened and read when asked for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
-use safetensors::{Dtype, tensor::TensorInfo};
+use retouch_kernels::Part;
 use serde::Deserialize;
 
-use crate::{Folder, ModelFile, Result, WeightsError, header::Header};
+use crate::{
+    Folder, ModelFile, Result, WeightsError,
+    format::{self, Encoding, Entry, Header},
+};
 
 /// All tensors of a component, over all of its shards.
 pub struct Store {
     files: Vec<ModelFile>,
-    entries: HashMap<String, Entry>,
+    tensors: HashMap<String, Located>,
     metadata: BTreeMap<String, String>,
 }
 
-struct Entry {
+struct Located {
+    /// Index into the files.
     file: usize,
-    /// Offset of the tensor's first byte in the file.
-    start: usize,
-    info: TensorInfo,
+    entry: Entry,
 }
 
 /// `*.safetensors.index.json`.
@@ -32,18 +36,14 @@ struct Index {
 impl Store {
     /// Reads and checks the headers of `files`; of a tensor that several files hold, the last one counts.
     pub fn open(files: Vec<ModelFile>) -> Result<Self> {
-        let mut entries = HashMap::new();
+        let mut tensors = HashMap::new();
         let mut metadata = BTreeMap::new();
         for (file, content) in files.iter().enumerate() {
             let header = Header::read(content)?;
             metadata.extend(header.metadata);
-            for (name, info) in header.tensors {
-                // The header is checked: the sum is inside of the file.
-                let start = header.data_start + info.data_offsets.0;
-                entries.insert(name, Entry { file, start, info });
-            }
+            tensors.extend(header.tensors.into_iter().map(|(name, entry)| (name, Located { file, entry })));
         }
-        Ok(Self { files, entries, metadata })
+        Ok(Self { files, tensors, metadata })
     }
 
     /// The weights of a diffusers or transformers component folder, whole or sharded.
@@ -89,11 +89,11 @@ impl Store {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.tensors.contains_key(name)
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+        self.tensors.keys().map(String::as_str)
     }
 
     /// The prefixes of all tensor names that end in `suffix`, sorted; each is empty or ends in a dot.
@@ -110,71 +110,99 @@ impl Store {
     }
 
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.entries.get(name).map(|e| e.info.shape.as_slice())
+        self.tensors.get(name).map(|t| t.entry.shape.as_slice())
     }
 
-    /// The dtype as safetensors names it, e.g. `BF16`.
-    pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.entries.get(name).map(|e| e.info.dtype)
-    }
-
-    /// The dtype of the tensor `name` where that has fewer bits than `dtype`: bf16 and f16 for f32.
-    pub fn narrower_dtype(&self, name: &str, dtype: DType) -> Option<DType> {
-        let stored = match self.dtype(name)? {
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            _ => return None,
-        };
-        (stored.size_in_bytes() < dtype.size_in_bytes()).then_some(stored)
+    pub fn encoding(&self, name: &str) -> Option<&Encoding> {
+        self.tensors.get(name).map(|t| &t.entry.encoding)
     }
 
     /// Bytes of all tensors together.
     pub fn total_bytes(&self) -> usize {
-        self.entries.values().map(|e| e.info.data_offsets.1 - e.info.data_offsets.0).sum()
+        self.tensors.values().map(|t| t.entry.len).sum()
     }
 
     /// The tensor `name`, converted to `dtype` on `device`.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let entry = self
-            .entries
-            .get(name)
-            .ok_or_else(|| WeightsError::MissingTensor { files: self.describe(), tensor: name.to_string() })?;
-        let stored = match entry.info.dtype {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                return Err(WeightsError::WrongDtype {
-                    file: self.file_of(name),
-                    tensor: name.to_string(),
-                    dtype: format!("{other:?}"),
-                });
+        let (entry, bytes) = self.located(name)?;
+        Ok(format::decode(&entry.encoding, bytes, &entry.shape, self.scale(name)?, dtype, device)?)
+    }
+
+    /// The matrix `name` as it is in the file, where that is in fewer bits than `dtype`.
+    pub fn packed(&self, name: &str, dtype: DType, device: &Device) -> Result<Option<Part>> {
+        let (entry, bytes) = self.located(name)?;
+        let scale = self.scale(name)?;
+        let narrower = match entry.encoding {
+            Encoding::Blocks(_) | Encoding::Fp8(_) => true,
+            Encoding::F16 | Encoding::Bf16 => dtype.size_in_bytes() > 2 && scale == 1.0,
+            _ => false,
+        };
+        match entry.shape.as_slice() {
+            &[rows, columns] if narrower => {
+                Ok(Some(format::part(&entry.encoding, bytes, (rows, columns), scale, device)?))
             }
-        };
-        let len = entry.info.data_offsets.1 - entry.info.data_offsets.0;
-        let bytes = &self.files[entry.file].bytes[entry.start..entry.start + len];
-        let shape = &entry.info.shape;
-        if stored == dtype {
-            // Straight from the mapped file to where it is used.
-            return Ok(Tensor::from_raw_buffer(bytes, dtype, shape, device)?);
+            _ => Ok(None),
         }
-        if (stored, dtype) == (DType::BF16, DType::F32) && device.is_cpu() {
-            return Ok(Tensor::from_vec(bf16_to_f32(bytes), shape.as_slice(), device)?);
-        }
-        let tensor = Tensor::from_raw_buffer(bytes, stored, shape, &Device::Cpu)?;
-        // Whichever order moves fewer bytes to the device.
-        let tensor = if dtype.size_in_bytes() < stored.size_in_bytes() {
-            tensor.to_dtype(dtype)?.to_device(device)?
-        } else {
-            tensor.to_device(device)?.to_dtype(dtype)?
+    }
+
+    /// The rows `range` of the tensor `name` along its first axis, in f32 on the CPU: `[rows, elements of a row]`.
+    pub fn rows(&self, name: &str, range: Range<usize>) -> Result<Tensor> {
+        let (entry, bytes) = self.located(name)?;
+        let (all, row) = match entry.shape.split_first() {
+            Some((&rows, row)) => (rows, row.iter().product()),
+            None => (1, 1),
         };
-        Ok(tensor)
+        let row_bytes = bytes.len() / all.max(1);
+        let rows = bytes.get(range.start.saturating_mul(row_bytes)..range.end.saturating_mul(row_bytes));
+        let Some(bytes) = rows.filter(|_| range.end <= all) else {
+            return Err(candle_core::Error::Msg(format!("rows {range:?} of `{name}`, which has {all}")).into());
+        };
+        Ok(format::decode(&entry.encoding, bytes, &[range.len(), row], self.scale(name)?, DType::F32, &Device::Cpu)?)
+    }
+
+    /// The header's entry of a tensor whose encoding is read, and its bytes.
+    fn located(&self, name: &str) -> Result<(&Entry, &[u8])> {
+        let Some(Located { file, entry }) = self.tensors.get(name) else {
+            return Err(WeightsError::MissingTensor { files: self.describe(), tensor: name.to_string() });
+        };
+        if let Encoding::Other(encoding) = &entry.encoding {
+            return Err(WeightsError::WrongEncoding {
+                file: self.file_of(name),
+                tensor: name.to_string(),
+                encoding: encoding.clone(),
+            });
+        }
+        // Inside of the file, as was checked at the opening.
+        Ok((entry, &self.files[*file].bytes[entry.start..entry.start + entry.len]))
+    }
+
+    /// What the values of a layer's weight are to be multiplied by: files of scaled 8-bit floats have a scale beside it.
+    ///
+    /// ComfyUI's first name for it is `scale_weight`, its later one `weight_scale`. What such files say of the layers'
+    /// inputs (`scale_input`, `input_scale`) is for products of 8-bit numbers, and not looked at: ours are of 16 bits or 32.
+    /// <https://github.com/comfyanonymous/ComfyUI/blob/master/QUANTIZATION.md>
+    fn scale(&self, name: &str) -> Result<f32> {
+        let Some(layer) = name.strip_suffix("weight") else { return Ok(1.0) };
+        let scale = ["scale_weight", "weight_scale"].map(|scale| format!("{layer}{scale}"));
+        let Some(scale) = scale.iter().find(|scale| self.has(scale)) else { return Ok(1.0) };
+        let (entry, bytes) = self.located(scale)?;
+        if entry.shape.iter().any(|&size| size != 1) {
+            return Err(WeightsError::Unsupported {
+                what: self.file_of(scale),
+                reason: format!(
+                    "tensor `{scale}` of shape {:?} has a scale for each part of a matrix; files with one scale for a \
+                     matrix are read",
+                    entry.shape
+                ),
+            });
+        }
+        let scale = format::decode(&entry.encoding, bytes, &[1], 1.0, DType::F32, &Device::Cpu)?;
+        Ok(scale.reshape(())?.to_scalar()?)
     }
 
     /// The name of the file that holds the tensor `name`, or of all files.
     pub fn file_of(&self, name: &str) -> String {
-        self.entries.get(name).map_or_else(|| self.describe(), |e| self.files[e.file].name.clone())
+        self.tensors.get(name).map_or_else(|| self.describe(), |t| self.files[t.file].name.clone())
     }
 
     /// The files, for messages.
@@ -185,11 +213,4 @@ impl Store {
             [first, rest @ ..] => format!("{} and {} more", first.name, rest.len()),
         }
     }
-}
-
-/// Widens little-endian bf16 values: how a CPU mostly loads, hence on all cores and without candle's copy between.
-fn bf16_to_f32(bytes: &[u8]) -> Vec<f32> {
-    // A bf16 is the upper half of an f32.
-    let widen = |half: &[u8]| f32::from_le_bytes([0, 0, half[0], half[1]]);
-    bytes.par_chunks_exact(2).with_min_len(1 << 16).map(widen).collect()
 }

@@ -108,15 +108,16 @@ impl Weights {
         self.check_cancelled()?;
         let recipe = self.naming.recipe(&name);
         self.check_shape(&recipe, &[shape.0, shape.1])?;
-        let narrow = |part: &String| self.store.narrower_dtype(part, self.dtype);
-        if matches!(recipe, Recipe::Reshaped(_)) || !recipe.parts().iter().any(|part| narrow(part).is_some()) {
+        let packed = |part: &String| self.store.packed(part, self.dtype, &self.device);
+        let parts = recipe.parts().iter().map(packed).collect::<Result<Vec<_>>>()?;
+        if matches!(recipe, Recipe::Reshaped(_)) || parts.iter().all(Option::is_none) {
             return Ok(Matrix::Dense(self.read(&shape.into(), &name, self.dtype, &self.device)?));
         }
-        let read = |part: &String| {
-            let dtype = narrow(part).unwrap_or(self.dtype);
-            Ok(Part::Half(self.store.tensor(part, dtype, &self.device)?))
-        };
-        let packed = Packed::stack(recipe.parts().iter().map(read).collect::<Result<_>>()?)?;
+        let parts = parts.into_iter().zip(recipe.parts()).map(|(packed, name)| match packed {
+            Some(part) => Ok(part),
+            None => Ok(Part::Dense(self.store.tensor(name, self.dtype, &self.device)?)),
+        });
+        let packed = Packed::stack(parts.collect::<Result<_>>()?)?;
         Ok(Matrix::Packed(match recipe {
             Recipe::SwappedHalves(_) => {
                 let (rows, half) = (packed.rows(), packed.rows() / 2);

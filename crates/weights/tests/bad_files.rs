@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use retouch_weights::{
-    Component, Folder, ModelFile, Pipeline, Store, Weights, WeightsError,
+    Component, Folder, ModelFile, Pipeline, Store, Weights, WeightsError, detect,
     naming::{Naming, Recipe, SameNames, flux},
 };
 use tempfile::TempDir;
@@ -25,7 +25,7 @@ fn open(bytes: impl AsRef<[u8]>) -> Result<Store, WeightsError> {
 /// The sentence with which something is refused.
 fn sentence<T>(refused: Result<T, WeightsError>) -> String {
     let error = refused.err().expect("it was not refused").to_string();
-    assert!(!error.contains('\n') && error.len() < 400, "{error}");
+    assert!(!error.contains('\n') && error.chars().count() < 400, "{error}");
     error
 }
 
@@ -103,10 +103,54 @@ fn every_truncation_of_a_file_is_refused() {
     }
 }
 
+/// Whatever is in a file: a sentence, or tensors as large as their bytes; no panic.
+#[test]
+fn no_change_of_a_byte_does_more_than_a_sentence() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("weights");
+    let (mut refused, mut read) = (0, 0);
+    let mut attempt = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let store = match Store::open(vec![ModelFile::open(&path).unwrap()]) {
+            Ok(store) => store,
+            Err(error) => {
+                sentence::<()>(Err(error));
+                refused += 1;
+                return;
+            }
+        };
+        detect(&store);
+        for name in store.names() {
+            let shape = store.shape(name).unwrap();
+            match store.tensor(name, DType::F32, &Device::Cpu) {
+                Ok(tensor) => assert_eq!(tensor.dims(), shape),
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+            let _ = store.packed(name, DType::F32, &Device::Cpu);
+            read += 1;
+        }
+    };
+    for (file, header) in [("quantised/blocks.gguf", 900), ("quantised/fp8.safetensors", 1700)] {
+        let whole =
+            std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(file)).unwrap();
+        for length in (0..header).chain([whole.len() - 1]) {
+            attempt(&whole[..length]);
+        }
+        for place in 0..header {
+            for flip in [0x01, 0x90] {
+                let mut bytes = whole.clone();
+                bytes[place] ^= flip;
+                attempt(&bytes);
+            }
+        }
+    }
+    assert!(refused > 3000 && read > 10_000, "{refused} refused, {read} read");
+}
+
 #[test]
 fn other_formats_are_named() {
     for (start, name) in [
-        (b"GGUF\x03\0\0\0aaaaaaaaaaaaaaaa".as_slice(), "GGUF"),
+        (b"GGUF\x03\0\0\0aaaaaaaaaaaaaaaa".as_slice(), "not a usable GGUF file: it ends"),
         (b"PK\x03\x04aaaaaaaaaaaaaaa", "PyTorch"),
         (b"\x80\x02}q\0aaaaaaaaaaaaaaa", "PyTorch"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs"),
@@ -152,7 +196,7 @@ fn tensors_are_checked_when_asked_for() {
     assert!(missing.contains("`a.bias` is missing"), "{missing}");
     let wrong = sentence(weights.pp("a").get((2, 4), "weight"));
     assert!(wrong.contains("`a.weight` has shape [4, 2], expected [2, 4]"), "{wrong}");
-    assert!(sentence(weights.get(3, "ids")).contains("dtype I64"));
+    assert!(sentence(weights.get(3, "ids")).contains("`ids` is in I64"));
     assert!(weights.get((4, 2), "a.weight").is_ok());
     assert!(!weights.has("a.bias") && weights.shape("a.bias").is_none());
 }

@@ -17,7 +17,7 @@ const WEIGHT_ROWS: usize = 1024;
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
     let weight = weight.contiguous()?;
     if weight.dtype() != DType::F32 {
-        return linear_packed(x, &Packed::stack(vec![Part::Half(weight)])?, bias, activation);
+        return linear_packed(x, &Packed::stack(vec![Part::Dense(weight)])?, bias, activation);
     }
     let (outputs, depth) = weight.dims2()?;
     by_blocks(x, (outputs, depth), bias, activation, |product| {

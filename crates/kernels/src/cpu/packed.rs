@@ -25,7 +25,7 @@ pub fn widen(packed: &Packed, wide: &mut [f32]) -> Result<()> {
         match part {
             Part::Blocks { blocks, rows: Range { start, .. } } => widen_blocks(blocks, *start, rows)?,
             Part::Fp8 { codes, format, scale } => widen_codes(codes, *format, *scale, rows)?,
-            Part::Half(half) => on_storage(half, |storage, start| widen_halves(storage, start, rows))?,
+            Part::Dense(half) => on_storage(half, |storage, start| widen_halves(storage, start, rows))?,
         }
     }
     Ok(())

@@ -18,3 +18,39 @@ impl Naming for T5 {
         Recipe::Same(format!("{}{name}", self.prefix))
     }
 }
+
+/// A file in llama.cpp's names, as GGUF files of the encoder have them.
+///
+/// <https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/tensor_mapping.py>
+pub struct LlamaCpp;
+
+impl Naming for LlamaCpp {
+    fn recipe(&self, name: &str) -> Recipe {
+        Recipe::Same(llama_cpp(name).unwrap_or_else(|| name.to_string()))
+    }
+}
+
+/// `None` for a name that the encoder does not have; it then stays as it is, and is found missing.
+fn llama_cpp(name: &str) -> Option<String> {
+    if EMBEDDINGS.contains(&name) {
+        return Some("token_embd.weight".to_string());
+    }
+    if name == "encoder.final_layer_norm.weight" {
+        return Some("enc.output_norm.weight".to_string());
+    }
+    let (block, part) = name.strip_prefix("encoder.block.")?.split_once('.')?;
+    let part = match part.strip_suffix(".weight")? {
+        "layer.0.SelfAttention.q" => "attn_q",
+        "layer.0.SelfAttention.k" => "attn_k",
+        "layer.0.SelfAttention.v" => "attn_v",
+        "layer.0.SelfAttention.o" => "attn_o",
+        "layer.0.SelfAttention.relative_attention_bias" => "attn_rel_b",
+        "layer.0.layer_norm" => "attn_norm",
+        "layer.1.DenseReluDense.wi_0" => "ffn_gate",
+        "layer.1.DenseReluDense.wi_1" => "ffn_up",
+        "layer.1.DenseReluDense.wo" => "ffn_down",
+        "layer.1.layer_norm" => "ffn_norm",
+        _ => return None,
+    };
+    Some(format!("enc.blk.{block}.{part}.weight"))
+}
