@@ -9,7 +9,14 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retouch_kernels::{Activation, Kernels, Portable, Rotation, Stream, Window, for_device};
 
 fn device() -> Device {
-    Device::cuda_if_available(0).unwrap()
+    #[cfg(feature = "cuda")]
+    {
+        // One device: tensors of two that are the same GPU do not meet.
+        static GPU: std::sync::LazyLock<Device> = std::sync::LazyLock::new(|| retouch_kernels::cuda::open(0).unwrap());
+        GPU.clone()
+    }
+    #[cfg(not(feature = "cuda"))]
+    Device::Cpu
 }
 
 fn random(shape: impl Into<candle_core::Shape>) -> Tensor {

@@ -5,10 +5,14 @@
 //!
 //! | operation | CPU | CUDA | Metal |
 //! |---|---|---|---|
-//! | attention | blocks with an online softmax | portable, in runs of queries | candle's fused attention |
-//! | linear (+ GELU), gated residual, modulated norm, heads, gated GELU | one pass, all threads | portable | portable |
+//! | attention | blocks with an online softmax | the same in tensor cores (bf16, f16; heads of 32, 64, 128) | candle's fused attention |
+//! | linear (+ GELU) | one pass, all threads | cublasLt, which adds the bias and takes the GELU | portable |
+//! | gated residual, modulated norm, heads, gated GELU | one pass, all threads | one kernel each | portable |
 //! | linear with a packed matrix | widened in blocks of rows | dequantised in runs of rows | as CUDA |
-//! | convolution, group norm (+ SiLU) | tiles of matrix products; two passes | portable | portable |
+//! | group norm (+ SiLU) | two passes | two kernels | portable |
+//! | convolution | tiles of matrix products | portable | portable |
+//!
+//! Attention with a bias, in f32 or with other heads is portable on CUDA: scores of a run of queries at a time.
 //!
 //! A model asks [`for_device`] once, when it is loaded, and keeps what it gets.
 //!
@@ -16,6 +20,7 @@
 
 mod conv;
 mod cpu;
+pub mod cuda;
 mod fp8;
 mod metal;
 mod packed;
@@ -159,6 +164,9 @@ impl Kernels for Portable {}
 pub fn for_device(device: &Device) -> &'static dyn Kernels {
     match device {
         Device::Cpu => &cpu::Cpu,
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::kernels(device),
+        #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => &Portable,
         Device::Metal(_) => &metal::Metal,
     }

@@ -22,6 +22,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
 }
 
 pub fn linear_packed(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    in_runs(x, weight, bias, |x, weight, bias| linear(x, weight, bias, activation))
+}
+
+/// [`linear_packed`] with a linear layer for the rows that are dequantised at a time.
+pub fn in_runs(
+    x: &Tensor,
+    weight: &Packed,
+    bias: Option<&Tensor>,
+    linear: impl Fn(&Tensor, &Tensor, Option<&Tensor>) -> Result<Tensor>,
+) -> Result<Tensor> {
     let rows = weight.rows();
     let run = (DEQUANTISED / weight.columns().max(1)).clamp(1, rows.max(1));
     let mut outputs = Vec::with_capacity(rows.div_ceil(run));
@@ -29,7 +39,7 @@ pub fn linear_packed(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, activat
         let run = run.min(rows - first);
         let weight = weight.narrow(first..first + run)?.dequantise(x.dtype())?;
         let bias = bias.map(|bias| bias.narrow(0, first, run)).transpose()?;
-        outputs.push(linear(x, &weight, bias.as_ref(), activation)?);
+        outputs.push(linear(x, &weight, bias.as_ref())?);
     }
     if outputs.len() == 1 { Ok(outputs.remove(0)) } else { Tensor::cat(&outputs, D::Minus1) }
 }

@@ -1,6 +1,9 @@
 //! Every device's operations against their definition (`portable`, in f64 on the CPU), for odd sizes and every dtype.
 //!
-//! The CPU always; a CUDA or Metal device where there is one and the feature is on.
+//! The CPU always, and the CUDA kernels as emulated on the CPU where there is a C++ compiler; a CUDA device with the feature
+//! `cuda`; a Metal device where there is one and the feature is on.
+
+mod emulator;
 
 use candle_core::{
     DType, Device, Result, Tensor,
@@ -8,15 +11,27 @@ use candle_core::{
 };
 use retouch_kernels::{Activation, Fp8, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device};
 
-fn devices() -> Vec<Device> {
+/// What to compare, and where its tensors are.
+type Place = (String, Device, &'static dyn Kernels);
+
+fn devices() -> Vec<Place> {
     let mut devices = vec![Device::Cpu];
-    if cfg!(feature = "cuda") {
-        devices.extend(Device::new_cuda(0).ok());
+    #[cfg(feature = "cuda")]
+    {
+        // Where there is a driver, without which this would not have started, there is a GPU to check.
+        static GPU: std::sync::LazyLock<Device> = std::sync::LazyLock::new(|| retouch_kernels::cuda::open(0).unwrap());
+        devices.push(GPU.clone());
     }
     if cfg!(feature = "metal") {
         devices.extend(Device::new_metal(0).ok());
     }
-    devices
+    devices.into_iter().map(|device| (format!("{device:?}"), device.clone(), for_device(&device))).collect()
+}
+
+/// The emulated kernels too.
+fn everywhere() -> Vec<Place> {
+    let emulated = emulator::gpus().iter().map(|(name, gpu)| (name.to_string(), Device::Cpu, gpu as &dyn Kernels));
+    devices().into_iter().chain(emulated).collect()
 }
 
 fn random(shape: impl Into<candle_core::Shape>) -> Tensor {
@@ -27,23 +42,35 @@ fn random(shape: impl Into<candle_core::Shape>) -> Tensor {
 /// those inputs in that dtype; the largest difference must stay below `tolerance` (f32) of the largest magnitude, or
 /// below two roundings of a narrow dtype.
 fn agree(name: &str, tolerance: f64, inputs: &[Tensor], operation: impl Fn(&dyn Kernels, &[Tensor]) -> Result<Tensor>) {
+    agree_at(everywhere(), name, tolerance, inputs, operation);
+}
+
+fn agree_at(
+    places: Vec<Place>,
+    name: &str,
+    tolerance: f64,
+    inputs: &[Tensor],
+    operation: impl Fn(&dyn Kernels, &[Tensor]) -> Result<Tensor>,
+) {
     let largest = |x: &Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-    for device in devices() {
+    for (place, device, kernels) in places {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let rounded: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
             let wide: Vec<Tensor> = rounded.iter().map(|x| x.to_dtype(DType::F64).unwrap()).collect();
             let here: Vec<Tensor> = rounded.iter().map(|x| x.to_device(&device).unwrap()).collect();
             let expected = operation(&Portable, &wide).unwrap();
-            let found = operation(for_device(&device), &here).unwrap();
+            let found = operation(kernels, &here).unwrap();
             assert_eq!((found.shape(), found.dtype()), (expected.shape(), dtype), "{name}");
             let found = found.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+            // A sum, unlike a maximum, shows every NaN.
+            assert!(found.sum_all().unwrap().to_scalar::<f64>().unwrap().is_finite(), "{name} on {place} in {dtype:?}");
             let difference = largest(&(found - &expected).unwrap()) / largest(&expected).max(1e-30);
             let bound = match dtype {
                 DType::F32 => tolerance,
                 DType::F16 => 1.0 / 1024.0,
                 _ => 1.0 / 128.0,
             };
-            assert!(difference <= bound, "{name} on {device:?} in {dtype:?}: {difference:e} > {bound:e}");
+            assert!(difference <= bound, "{name} on {place} in {dtype:?}: {difference:e} > {bound:e}");
         }
     }
 }
@@ -55,11 +82,11 @@ fn linear() {
         let inputs = [random((2, rows, input)), (random((output, input)) * scale).unwrap(), random(output)];
         for activation in [Activation::None, Activation::Gelu] {
             let name = format!("linear {rows}x{input}x{output} {activation:?}");
-            agree(&name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], Some(&x[2]), activation));
-            agree(&name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], None, activation));
+            agree_at(devices(), &name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], Some(&x[2]), activation));
+            agree_at(devices(), &name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], None, activation));
         }
         // A view: all tokens but the first.
-        agree("linear of a view", 2e-6, &inputs, |k, x| {
+        agree_at(devices(), "linear of a view", 2e-6, &inputs, |k, x| {
             k.linear(&x[0].narrow(1, rows / 2, rows - rows / 2)?, &x[1], Some(&x[2]), Activation::None)
         });
     }
@@ -80,9 +107,11 @@ fn linear_with_packed_matrices() {
     let check = |name: &str, packed: &dyn Fn(&Device) -> Packed| {
         for activation in [Activation::None, Activation::Gelu] {
             let name = format!("linear with {name} {activation:?}");
-            agree(&name, 2e-6, &inputs, |k, x| k.linear_packed(&x[0], &packed(x[0].device()), Some(&x[1]), activation));
+            agree_at(devices(), &name, 2e-6, &inputs, |k, x| {
+                k.linear_packed(&x[0], &packed(x[0].device()), Some(&x[1]), activation)
+            });
         }
-        agree(&format!("some outputs of {name}"), 2e-6, &inputs, |k, x| {
+        agree_at(devices(), &format!("some outputs of {name}"), 2e-6, &inputs, |k, x| {
             k.linear_packed(&x[0], &packed(x[0].device()).narrow(3..1200)?, None, Activation::None)
         });
     };
@@ -138,12 +167,14 @@ fn modulated_norm_and_gated_residual() {
 
 #[test]
 fn heads() {
-    for (text, image, heads, head_dim) in [(1, 1, 1, 2), (3, 5, 2, 6), (7, 20, 3, 32), (2, 9, 2, 128)] {
+    for (text, image, heads, head_dim, beside) in
+        [(1, 1, 1, 2, 10), (3, 5, 2, 6, 10), (7, 20, 3, 32, 10), (2, 9, 2, 128, 24), (4, 3, 5, 64, 8)]
+    {
         let (width, tokens) = (3 * heads * head_dim, text + image);
         let inputs = [
             random((2, text, width)),
             // Wider than the projection, as in a single block.
-            random((2, image, width + 10)),
+            random((2, image, width + beside)),
             random(head_dim),
             random(head_dim),
         ];
@@ -163,10 +194,18 @@ fn heads() {
 
 #[test]
 fn attention() {
-    // Below, at and above the tiles' sizes (128 queries, 512 keys), and none a multiple of them.
-    for (queries, keys, heads, head_dim) in
-        [(1, 1, 1, 2), (5, 3, 2, 8), (130, 515, 2, 32), (128, 512, 1, 128), (300, 1100, 3, 16), (64, 70, 1, 512)]
-    {
+    // Below, at and above the tiles' sizes (128 queries; 512 keys on the CPU, 32 and 64 on CUDA), and none a multiple of them.
+    for (queries, keys, heads, head_dim) in [
+        (1, 1, 1, 2),
+        (5, 3, 2, 8),
+        (130, 515, 2, 32),
+        (129, 33, 2, 64),
+        (40, 191, 2, 64),
+        (128, 512, 1, 128),
+        (150, 97, 2, 128),
+        (300, 1100, 3, 16),
+        (64, 70, 1, 512),
+    ] {
         let hidden = heads * head_dim;
         let scale = (head_dim as f64).powf(-0.5);
         let inputs = [
@@ -200,30 +239,67 @@ fn attention() {
 
 #[test]
 fn attention_takes_parts_of_a_packed_projection() {
-    let inputs = [random((2, 40, 3, 2, 16))];
-    agree("packed attention", 5e-6, &inputs, |k, x| {
-        let part = |i: usize| x[0].narrow(2, i, 1)?.squeeze(2);
-        k.attention(&part(0)?.narrow(1, 10, 20)?, &part(1)?, &part(2)?, None, 0.25)
-    });
+    for head_dim in [16, 64, 128] {
+        let inputs = [random((2, 40, 3, 2, head_dim)), random((2, 20, 3 * 2 * head_dim + 64))];
+        let scale = (head_dim as f64).powf(-0.5);
+        agree("packed attention", 5e-6, &inputs, |k, x| {
+            let part = |i: usize| x[0].narrow(2, i, 1)?.squeeze(2);
+            k.attention(&part(0)?.narrow(1, 10, 20)?, &part(1)?, &part(2)?, None, scale)
+        });
+        agree("packed attention beside GELU", 5e-6, &inputs, |k, x| {
+            let part = |i: usize| x[0].narrow(2, i, 1)?.squeeze(2);
+            let inner = x[1].narrow(2, 6 * head_dim, 64)?;
+            k.attention_beside_gelu(&part(0)?.narrow(1, 10, 20)?, &part(1)?, &part(2)?, scale, &inner)
+        });
+    }
 }
 
 #[test]
 fn attention_survives_scores_that_grow_from_tile_to_tile() {
-    // Scores of up to +-1000: without the running maximum their exponentials are infinite.
+    // Scores of up to +-1000: without the running maximum their exponentials are infinite. They are rounded to 6e-5, in
+    // several steps, and the exponentials with them.
     let keys = 1300;
     let ramp = Tensor::arange(0f32, keys as f32, &Device::Cpu).unwrap().reshape((1, keys, 1, 1)).unwrap();
-    let k = ((ramp - 650.0).unwrap() / 650.0).unwrap().broadcast_as((1, keys, 1, 4)).unwrap().contiguous().unwrap();
-    let q = (random((1, 9, 1, 4)) * 250.0).unwrap();
-    let v = random((1, keys, 1, 4));
-    let expected = Portable.attention(&q, &k, &v, None, 1.0).unwrap();
-    let found = for_device(&Device::Cpu).attention(&q, &k, &v, None, 1.0).unwrap();
-    let difference = (found - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-    assert!(difference < 1e-4, "{difference}");
+    let k = ((ramp - 650.0).unwrap() / 650.0).unwrap().broadcast_as((1, keys, 1, 32)).unwrap().contiguous().unwrap();
+    let inputs = [(random((1, 9, 1, 32)) * 60.0).unwrap(), k, random((1, keys, 1, 32))];
+    agree("attention", 5e-4, &inputs, |k, x| k.attention(&x[0], &x[1], &x[2], None, 1.0));
+}
+
+#[test]
+fn operations_launch_the_kernels_that_there_are() {
+    let Some((_, gpu)) = emulator::gpus().first() else { return };
+    let narrow = |shape: &[usize]| random(shape).to_dtype(DType::BF16).unwrap();
+    let launched = |operation: &dyn Fn(&dyn Kernels) -> Result<Tensor>| {
+        let log = gpu.0.logged();
+        operation(&log).unwrap();
+        log.0.log()
+    };
+    let (x, vector) = (narrow(&[2, 3, 64]), narrow(&[1, 64]));
+    assert_eq!(launched(&|k| k.modulated_norm(&x, &vector, &vector)), ["modulated_norm_bf16"]);
+    assert_eq!(launched(&|k| k.gated_residual(&x, &x, &vector)), ["gated_residual_bf16"]);
+    assert_eq!(launched(&|k| k.gated_gelu(&x, &x)), ["gated_gelu_bf16"]);
+    let (qkv, scale) = (narrow(&[1, 5, 3, 2, 128]), narrow(&[128]));
+    let flat = qkv.flatten_from(2).unwrap();
+    let stream = || Stream { qkv: &flat, query_scale: &scale, key_scale: &scale };
+    let rotation = Rotation { cos: random((10, 64)), sin: random((10, 64)) };
+    assert_eq!(launched(&|k| k.heads(&[stream(), stream()], &rotation)), ["heads_bf16"; 2]);
+    let part = |i: usize| qkv.narrow(2, i, 1).unwrap().squeeze(2).unwrap();
+    let [q, k, v] = [0, 1, 2].map(part);
+    assert_eq!(launched(&|kernels| kernels.attention(&q, &k, &v, None, 0.1)), ["attention_128_64_bf16"]);
+    let inner = narrow(&[1, 5, 8]);
+    let both = ["attention_128_64_bf16", "gelu_rows_bf16"];
+    assert_eq!(launched(&|kernels| kernels.attention_beside_gelu(&q, &k, &v, 0.1, &inner)), both);
+    let image = narrow(&[1, 64, 4, 4]);
+    let both = ["group_norm_measure_bf16", "group_norm_apply_bf16"];
+    assert_eq!(launched(&|k| k.group_norm(&image, &vector.squeeze(0)?, &vector.squeeze(0)?, 32, 1e-6, true)), both);
 }
 
 #[test]
 fn group_norm() {
-    for (channels, groups, height, width) in [(4, 2, 3, 5), (8, 8, 1, 1), (6, 1, 16, 16), (32, 4, 7, 9)] {
+    // The last two are more than a chunk of the CUDA kernel.
+    for (channels, groups, height, width) in
+        [(4, 2, 3, 5), (8, 8, 1, 1), (6, 1, 16, 16), (32, 4, 7, 9), (4, 2, 70, 72), (2, 1, 67, 71)]
+    {
         // A mean far from 0, which a sum of squares in f32 would not survive.
         let inputs = [(random((2, channels, height, width)) + 30.).unwrap(), random(channels), random(channels)];
         for silu in [false, true] {
@@ -248,30 +324,40 @@ fn conv2d() {
                 random((batch, output, window.out_size(height), window.out_size(width))),
             ];
             let name = format!("{window:?} over {batch}x{input}x{height}x{width}");
-            agree(&name, 3e-6, &inputs, |k, x| k.conv2d(&x[0], &x[1], &x[2], None, window));
-            agree(&name, 3e-6, &inputs, |k, x| k.conv2d(&x[0], &x[1], &x[2], Some(&x[3]), window));
+            agree_at(devices(), &name, 3e-6, &inputs, |k, x| k.conv2d(&x[0], &x[1], &x[2], None, window));
+            agree_at(devices(), &name, 3e-6, &inputs, |k, x| k.conv2d(&x[0], &x[1], &x[2], Some(&x[3]), window));
         }
     }
 }
 
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
-    let cpu = for_device(&Device::Cpu);
-    let (x, y) = (random((1, 3, 8)), random((1, 3, 6)));
-    assert!(cpu.linear(&x, &random((4, 6)), None, Activation::None).is_err());
-    assert!(cpu.linear(&x, &random((4, 8)), Some(&random(3)), Activation::None).is_err());
-    let packed = |columns: usize| Packed::stack(vec![Part::Dense(random((4, columns)).to_dtype(DType::BF16).unwrap())]);
-    assert!(cpu.linear_packed(&x, &packed(6).unwrap(), None, Activation::None).is_err());
-    assert!(cpu.linear_packed(&x, &packed(8).unwrap(), Some(&random(3)), Activation::None).is_err());
-    assert!(cpu.gated_residual(&x, &y, &random((1, 8))).is_err());
-    assert!(cpu.modulated_norm(&x, &random((1, 6)), &random((1, 8))).is_err());
-    assert!(cpu.gated_gelu(&x, &y).is_err());
-    let (q, k) = (random((1, 3, 2, 4)), random((1, 5, 2, 4)));
-    assert!(cpu.attention(&q, &k, &q, None, 1.0).is_err());
-    assert!(cpu.attention(&q, &k, &k, Some(&random((1, 2, 3, 4))), 1.0).is_err());
-    assert!(cpu.attention_beside_gelu(&q, &k, &k, 1.0, &random((1, 4, 8))).is_err());
-    let image = random((1, 4, 4, 4));
-    assert!(cpu.group_norm(&image, &random(4), &random(4), 3, 1e-6, false).is_err());
-    assert!(cpu.conv2d(&image, &random((2, 3, 3, 3)), &random(2), None, Window::Same).is_err());
-    assert!(cpu.conv2d(&image, &random((2, 4, 3, 3)), &random(2), Some(&image), Window::Same).is_err());
+    for (place, device, kernels) in everywhere() {
+        let random = |shape: &[usize]| random(shape).to_device(&device).unwrap();
+        let (x, y) = (random(&[1, 3, 8]), random(&[1, 3, 6]));
+        let (q, k) = (random(&[1, 3, 2, 4]), random(&[1, 5, 2, 4]));
+        let image = random(&[1, 4, 4, 4]);
+        let (gate, shift, mask, inner) = (random(&[1, 8]), random(&[1, 6]), random(&[1, 2, 3, 4]), random(&[1, 4, 8]));
+        let (three, four) = (random(&[3]), random(&[4]));
+        let packed = |columns: usize| {
+            Packed::stack(vec![Part::Dense(random(&[4, columns]).to_dtype(DType::BF16).unwrap())]).unwrap()
+        };
+        for (what, result) in [
+            ("weight", kernels.linear(&x, &random(&[4, 6]), None, Activation::None)),
+            ("bias", kernels.linear(&x, &random(&[4, 8]), Some(&three), Activation::None)),
+            ("packed weight", kernels.linear_packed(&x, &packed(6), None, Activation::None)),
+            ("bias of a packed weight", kernels.linear_packed(&x, &packed(8), Some(&three), Activation::None)),
+            ("residual", kernels.gated_residual(&x, &y, &gate)),
+            ("shift", kernels.modulated_norm(&x, &shift, &gate)),
+            ("value", kernels.gated_gelu(&x, &y)),
+            ("values", kernels.attention(&q, &k, &q, None, 1.0)),
+            ("mask", kernels.attention(&q, &k, &k, Some(&mask), 1.0)),
+            ("inner", kernels.attention_beside_gelu(&q, &k, &k, 1.0, &inner)),
+            ("groups", kernels.group_norm(&image, &four, &four, 3, 1e-6, false)),
+            ("channels", kernels.conv2d(&image, &random(&[2, 3, 3, 3]), &random(&[2]), None, Window::Same)),
+            ("image", kernels.conv2d(&image, &random(&[2, 4, 3, 3]), &random(&[2]), Some(&image), Window::Same)),
+        ] {
+            assert!(result.is_err(), "{what} on {place}");
+        }
+    }
 }

@@ -57,13 +57,15 @@ impl DeviceChoice {
                 .find_map(|choice| choice.open().ok())
                 .map_or_else(|| Self::Cpu.open(), Ok),
             Self::Cpu => Ok((Device::Cpu, self)),
-            Self::Cuda(_) if !candle_core::utils::cuda_is_available() => {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(n) => retouch_kernels::cuda::open(n).map(|device| (device, self)).map_err(failed),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => {
                 Err(failed("this build has no CUDA support; build with `--features cuda`, or use --device cpu".into()))
             }
             Self::Metal if !candle_core::utils::metal_is_available() => Err(failed(
                 "this build has no Metal support; build with `--features metal`, or use --device cpu".into(),
             )),
-            Self::Cuda(n) => Device::new_cuda(n).map(|device| (device, self)).map_err(|e| failed(e.to_string())),
             Self::Metal => Device::new_metal(0).map(|device| (device, self)).map_err(|e| failed(e.to_string())),
         }
     }

@@ -26,7 +26,14 @@ pub enum Error {
     Tokenizer(#[from] retouch_text_encoder::TokenizerError),
 
     #[error("computation failed: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
+
+    /// What was needed and what there is.
+    #[error(
+        "out of device memory: {0}; choose a smaller --width, --height or --reference-size, leave out --keep-loaded, or end \
+         other programs that use the device"
+    )]
+    OutOfMemory(String),
 
     #[error("{file}: {source}")]
     Io { file: String, source: std::io::Error },
@@ -36,8 +43,19 @@ impl From<WeightsError> for Error {
     fn from(error: WeightsError) -> Self {
         match error {
             WeightsError::Cancelled => Self::Cancelled,
+            WeightsError::Tensor(error) => error.into(),
             other => Self::Weights(other),
         }
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        #[cfg(feature = "cuda")]
+        if let Some(reason) = retouch_kernels::cuda::out_of_memory(&error) {
+            return Self::OutOfMemory(reason);
+        }
+        Self::Tensor(error)
     }
 }
 

@@ -1,0 +1,129 @@
+//! Attention without its scores in memory: kernels/attention.cu.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::{
+    Gpu, Launch, Params, pointwise,
+    rows::{Rows, View},
+};
+
+#[repr(C)]
+struct Attention {
+    q: u64,
+    k: u64,
+    v: u64,
+    y: u64,
+    q_strides: [i64; 3],
+    k_strides: [i64; 3],
+    v_strides: [i64; 3],
+    y_strides: [i64; 3],
+    queries: i64,
+    keys: i64,
+    scale: f64,
+}
+
+// SAFETY: attention.cu, `struct Attention`.
+unsafe impl Params for Attention {}
+
+/// Queries of a block.
+const QUERIES: usize = 128;
+/// The most blocks along a launch's second and third axis.
+const MOST: usize = 65535;
+/// What the driver keeps for itself of a block's shared memory.
+const RESERVED: usize = 1024;
+
+/// The size of heads, the keys of a tile and the block's bytes of shared memory for which there is a kernel.
+///
+/// As many keys as let two blocks run on a multiprocessor, so that one computes while the other waits: 64 with an A100's
+/// or H100's shared memory, 32 with an RTX 30's or 40's.
+fn tile(gpu: &impl Gpu, head_dim: usize) -> Option<(usize, usize)> {
+    let tiles: &[usize] = match head_dim {
+        32 | 64 => &[64],
+        128 => &[64, 32],
+        _ => return None,
+    };
+    let bytes = |keys: usize| (QUERIES + 2 * keys) * head_dim * 2;
+    let two_fit = |&&keys: &&usize| 2 * (bytes(keys) + RESERVED) <= gpu.shared_memory();
+    let keys = tiles.iter().find(two_fit).or(tiles.last())?;
+    Some((*keys, bytes(*keys)))
+}
+
+/// `q`, `k` and `v` `[batch, tokens, heads, head_dim]`; with `inner` its GELU beside the result.
+pub fn attention(
+    gpu: &impl Gpu,
+    [q, k, v]: [&Tensor; 3],
+    scale: f64,
+    inner: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    let (batch, queries, heads, head_dim) = q.dims4()?;
+    let (keys, dtype) = (k.dim(1)?, q.dtype());
+    let one_dtype = [k, v].iter().chain(&inner).all(|x| x.dtype() == dtype);
+    let fits = [k, v].iter().all(|x| x.dims() == [batch, keys, heads, head_dim])
+        && inner.is_none_or(|inner| inner.rank() == 3 && inner.dims()[..2] == [batch, queries]);
+    let Some((tile, shared_memory)) = tile(gpu, head_dim) else { return Ok(None) };
+    // The kernel counts a block's tokens in 32 bits, and takes the largest product for the largest score.
+    let counts = queries.max(keys) < 1 << 31 && batch <= MOST && heads <= MOST && q.elem_count() > 0 && keys > 0;
+    if !matches!(dtype, DType::BF16 | DType::F16) || !one_dtype || !fits || !counts || scale <= 0.0 {
+        return Ok(None);
+    }
+    let hidden = heads * head_dim;
+    let beside = inner.map_or(Ok(0), |inner| inner.dim(2))?;
+    let width = hidden + beside;
+    if width % 2 != 0 {
+        return Ok(None); // two neighbours are written at once
+    }
+    let [q, k, v] = [operand(gpu, q)?, operand(gpu, k)?, operand(gpu, v)?];
+    let y = gpu.uninitialised((batch, queries, width).into(), dtype, q.tensor.device())?;
+    let address = gpu.address(&y)?;
+    let params = Attention {
+        q: q.address,
+        k: k.address,
+        v: v.address,
+        y: address,
+        q_strides: q.strides,
+        k_strides: k.strides,
+        v_strides: v.strides,
+        y_strides: [(queries * width) as i64, width as i64, head_dim as i64],
+        queries: queries as i64,
+        keys: keys as i64,
+        scale,
+    };
+    let launch = Launch {
+        file: "attention",
+        kernel: &format!("attention_{head_dim}_{tile}"),
+        dtype,
+        blocks: [queries.div_ceil(QUERIES), heads, batch],
+        threads: 128,
+        shared_memory,
+        reads: &[&q.tensor, &k.tensor, &v.tensor],
+        writes: &[&y],
+    };
+    gpu.launch(&launch, &params)?;
+    if let Some(inner) = inner.filter(|_| beside > 0) {
+        let rows = Rows { address, outer_stride: (queries * width) as i64, inner_stride: width as i64 };
+        pointwise::gelu(gpu, &View::of(gpu, inner)?, rows.from_column(hidden, dtype), &y)?;
+    }
+    Ok(Some(y))
+}
+
+/// A tensor of heads as the kernel reads it.
+struct Operand {
+    tensor: Tensor,
+    address: u64,
+    /// Of batch, token and head.
+    strides: [i64; 3],
+}
+
+/// Copies only what is not made of whole chunks of 16 bytes at multiples of 16 bytes.
+fn operand(gpu: &impl Gpu, x: &Tensor) -> Result<Operand> {
+    let of = |tensor: Tensor| -> Result<Operand> {
+        let strides = [0, 1, 2].map(|axis| if tensor.dims()[axis] > 1 { tensor.stride()[axis] as i64 } else { 0 });
+        Ok(Operand { address: gpu.address(&tensor)?, strides, tensor })
+    };
+    let whole = |x: &Operand| {
+        x.tensor.stride()[3] == 1 && x.address.is_multiple_of(16) && x.strides.iter().all(|stride| stride % 8 == 0)
+    };
+    let here = of(x.clone())?;
+    // Not `contiguous`, which would return the same memory where only its beginning is at fault.
+    if whole(&here) { Ok(here) } else { of(x.force_contiguous()?) }
+}

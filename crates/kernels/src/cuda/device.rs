@@ -1,0 +1,249 @@
+//! A GPU: opening it, loading the kernels, starting them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{
+    CudaDevice, DType, Device, Error, Result, Shape, Storage, Tensor, bail,
+    cuda_backend::{
+        CudaError, WrapErr,
+        cudarc::{
+            cublas::{result::CublasError, sys::cublasStatus_t},
+            driver::{
+                CudaContext, CudaFunction, CudaModule, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig,
+                PushKernelArg, result, sys,
+            },
+            nvrtc::Ptx,
+        },
+    },
+};
+use half::{bf16, f16};
+
+use super::{
+    Cuda, Gpu, Launch, Params,
+    linear::Blas,
+    requirements::{self, OLDEST},
+};
+use crate::{Kernels, Portable};
+
+/// Each file of kernels, compiled (build.rs).
+static IMAGES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// The toolkit that compiled candle's kernels, whose PTX an older driver does not take.
+const TOOLKIT: &str = env!("RETOUCH_CUDA_TOOLKIT");
+
+/// What candle's kernels were compiled for, if that was said: 80, or 90a.
+const BUILT_FOR: Option<&str> = option_env!("CUDA_COMPUTE_CAP");
+
+/// Opens a GPU for this crate's use; an error is one sentence that says what is wrong and what to do.
+///
+/// Memory that tensors give back stays reserved, so that a step's buffers are the last step's. Uses of tensors are not
+/// tracked by events: all of the device's work goes into one stream, whichever thread it comes from, which orders it.
+pub fn open(ordinal: usize) -> std::result::Result<Device, String> {
+    let context = CudaContext::new(ordinal).map_err(|e| not_opened(ordinal, e))?;
+    requirements::check_driver(driver_version().map_err(|e| e.to_string())?, TOOLKIT)?;
+    let capability = context.compute_capability().map_err(|e| e.to_string())?;
+    let name = context.name().unwrap_or_else(|_| format!("GPU {ordinal}"));
+    requirements::check_capability(&name, capability, BUILT_FOR)?;
+    keep_memory(ordinal).map_err(|e| format!("the memory pool of {name} cannot be set up: {e}"))?;
+    let device = CudaDevice::new_with_stream(ordinal).map_err(|e| format!("{name} cannot be used: {e}"))?;
+    // SAFETY: one stream, which orders all uses and frees.
+    unsafe { device.disable_event_tracking() };
+    Ok(Device::Cuda(device))
+}
+
+fn not_opened(ordinal: usize, error: DriverError) -> String {
+    use sys::CUresult;
+    match error.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE => {
+            "the driver finds no NVIDIA GPU; see what `nvidia-smi` says, or use --device cpu".into()
+        }
+        CUresult::CUDA_ERROR_INVALID_DEVICE => match CudaContext::device_count() {
+            Ok(1) => format!("there is no GPU {ordinal}; this machine has one, --device cuda:0"),
+            Ok(count) => {
+                format!("there is no GPU {ordinal}; this machine has {count}, from cuda:0 to cuda:{}", count - 1)
+            }
+            Err(error) => format!("there is no GPU {ordinal}, and the driver does not say how many there are: {error}"),
+        },
+        CUresult::CUDA_ERROR_STUB_LIBRARY => "the library libcuda.so.1 that was found is the toolkit's stub, not the \
+             driver's; take the toolkit's folder `stubs` out of LD_LIBRARY_PATH"
+            .into(),
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => format!(
+            "the driver's parts do not fit each other ({error}); restart the machine, or install the driver again"
+        ),
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            "no memory of the GPU is left even to begin; end other programs that use it (`nvidia-smi` lists them)"
+                .into()
+        }
+        _ => format!("the driver does not open it: {error}; see what `nvidia-smi` says, or use --device cpu"),
+    }
+}
+
+/// As [`requirements::check_driver`] takes it.
+fn driver_version() -> std::result::Result<i32, DriverError> {
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+    Ok(version)
+}
+
+/// Sets the release threshold of the memory pool to all of the memory: else every synchronisation would give it back.
+fn keep_memory(ordinal: usize) -> std::result::Result<(), DriverError> {
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device exists, and the attribute is a 64-bit integer.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(result::device::get(ordinal as i32)?)?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+    }
+}
+
+/// If an operation failed for want of memory: how much there is, and what to do.
+pub fn out_of_memory(error: &Error) -> Option<String> {
+    match error {
+        Error::WithBacktrace { inner, .. } | Error::WithPath { inner, .. } => out_of_memory(inner),
+        Error::Context { inner, context } => out_of_memory(inner).map(|reason| format!("{context}, and {reason}")),
+        Error::Cuda(error) => {
+            let full = match error.downcast_ref::<CudaError>()? {
+                CudaError::Cuda(error) => error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+                CudaError::Load { cuda, .. } => cuda.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+                CudaError::Cublas(CublasError(status)) => *status == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED,
+                _ => false,
+            };
+            full.then(|| {
+                result::mem_get_info().map_or_else(
+                    |_| "the GPU's memory is used up".into(),
+                    |(free, total)| {
+                        format!("of the GPU's {:.1} GB only {:.1} are free", gigabytes(total), gigabytes(free))
+                    },
+                )
+            })
+        }
+        _ => None,
+    }
+}
+
+fn gigabytes(bytes: usize) -> f64 {
+    bytes as f64 / 1e9
+}
+
+/// The operations on `device`'s GPU. Made once for each and kept: the kernels stay loaded.
+pub fn kernels(device: &CudaDevice) -> &'static dyn Kernels {
+    static GPUS: Mutex<BTreeMap<usize, &'static dyn Kernels>> = Mutex::new(BTreeMap::new());
+    let context = device.cuda_stream().context().clone();
+    let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+    *gpus.entry(context.ordinal()).or_insert_with(|| match context.compute_capability() {
+        Ok(capability) if capability < OLDEST => &Portable,
+        _ => Box::leak(Box::new(Cuda(Card::new(&context)))),
+    })
+}
+
+/// A GPU with its kernels loaded.
+#[derive(Debug)]
+struct Card {
+    /// By file; or why they are missing, which the first operation says.
+    modules: std::result::Result<HashMap<&'static str, Arc<CudaModule>>, String>,
+    /// Those used so far, by name.
+    functions: Mutex<HashMap<String, CudaFunction>>,
+    shared_memory: usize,
+    blas: Blas,
+}
+
+impl Card {
+    fn new(context: &Arc<CudaContext>) -> Self {
+        let load = |(file, image): &(&'static str, &[u8])| {
+            let module = context.load_module(Ptx::from_binary(image.to_vec()));
+            module.map(|module| (*file, module)).map_err(|e| format!("the CUDA kernels `{file}` do not load: {e}"))
+        };
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
+        Self {
+            modules: IMAGES.iter().map(load).collect(),
+            functions: Mutex::default(),
+            shared_memory: context.attribute(attribute).unwrap_or(0) as usize,
+            blas: Blas::default(),
+        }
+    }
+
+    fn function(&self, launch: &Launch<'_>) -> Result<CudaFunction> {
+        let name = launch.name();
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&name) {
+            return Ok(function.clone());
+        }
+        let modules = self.modules.as_ref().map_err(Error::msg)?;
+        let Some(module) = modules.get(launch.file) else { bail!("there are no CUDA kernels `{}`", launch.file) };
+        let function = module.load_function(&name).w()?;
+        // Beyond 48 KB a kernel must be allowed what it asks for. One kernel always asks for the same.
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, launch.shared_memory as i32).w()?;
+        functions.insert(name, function.clone());
+        Ok(function)
+    }
+}
+
+impl Gpu for Card {
+    fn address(&self, x: &Tensor) -> Result<u64> {
+        let (storage, layout) = x.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { bail!("a CUDA kernel was given a tensor of another device") };
+        let stream = storage.device.cuda_stream();
+        let start = match x.dtype() {
+            DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
+            DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
+            DType::F16 => storage.as_cuda_slice::<f16>()?.device_ptr(&stream).0,
+            other => bail!("a CUDA kernel was given {other:?}; it takes f32, bf16 and f16"),
+        };
+        Ok(start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64)
+    }
+
+    fn uninitialised(&self, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+        let bytes = shape.elem_count() * dtype.size_in_bytes();
+        // SAFETY: numbers of any value are valid, and a kernel writes all of them before anything reads them.
+        let x = unsafe { Tensor::empty(shape, dtype, device) };
+        x.map_err(|e| e.context(format!("a result needs {:.1} GB", gigabytes(bytes))))
+    }
+
+    fn shared_memory(&self) -> usize {
+        self.shared_memory
+    }
+
+    fn launch<P: Params>(&self, launch: &Launch<'_>, params: &P) -> Result<()> {
+        let stream = stream(launch.reads.iter().chain(launch.writes).copied())?;
+        let function = self.function(launch)?;
+        let [x, y, z] = launch.blocks.map(|count| count as u32);
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (launch.threads, 1, 1),
+            shared_mem_bytes: launch.shared_memory as u32,
+        };
+        // SAFETY: `Params` promises the layout; `Argument` is nothing but P.
+        let argument = unsafe { &*std::ptr::from_ref(params).cast::<Argument<P>>() };
+        let mut builder = stream.launch_builder(&function);
+        builder.arg(argument);
+        // SAFETY: the operations launch with addresses and strides of tensors that they hold until the launch is in the
+        // stream, in which their memory is given back after it.
+        unsafe { builder.launch(config) }.w()?;
+        Ok(())
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, gelu: bool) -> Result<Option<Tensor>> {
+        self.blas.linear(self, x, weight, bias, gelu)
+    }
+}
+
+#[repr(transparent)]
+struct Argument<P>(P);
+
+// SAFETY: what `Params` promises.
+unsafe impl<P: Params> DeviceRepr for Argument<P> {}
+
+/// The stream of the device that all tensors are on.
+pub fn stream<'a>(mut tensors: impl Iterator<Item = &'a Tensor>) -> Result<Arc<CudaStream>> {
+    let Some(first) = tensors.next() else { bail!("a CUDA kernel was given no tensors") };
+    let Device::Cuda(device) = first.device() else { bail!("a CUDA kernel was given a tensor of another device") };
+    if let Some(other) = tensors.find(|x| !x.device().same_device(first.device())) {
+        bail!("tensors on {:?} and {:?} in one operation", first.device().location(), other.device().location())
+    }
+    Ok(device.cuda_stream())
+}

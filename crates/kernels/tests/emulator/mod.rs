@@ -1,0 +1,161 @@
+//! The CUDA kernels without a GPU: compiled by the host's C++ compiler, their threads run as coroutines (emulator.cpp), and
+//! launched by the same code on tensors of the CPU.
+
+use std::{
+    ffi::{CStr, OsStr, c_char, c_void},
+    io::Write,
+    path::Path,
+    process::Command,
+    sync::{Mutex, OnceLock},
+};
+
+use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use libloading::Library;
+use retouch_kernels::cuda::{Cuda, Gpu, Launch, Params};
+
+/// The emulated GPUs: one with an H100's shared memory, one with an RTX 40's. None where there is no compiler.
+pub fn gpus() -> &'static [(&'static str, Cuda<Emulator>)] {
+    static GPUS: OnceLock<Vec<(&str, Cuda<Emulator>)>> = OnceLock::new();
+    GPUS.get_or_init(|| match library() {
+        Ok(library) => [("emulated H100", 228 << 10), ("emulated RTX 40", 100 << 10)]
+            .map(|(name, shared_memory)| (name, Cuda(Emulator { library, shared_memory, log: None })))
+            .into(),
+        // Not `eprintln!`, which is shown of failed tests only.
+        Err(reason) => {
+            let _ = writeln!(std::io::stderr(), "skipped: the CUDA kernels are not emulated: {reason}");
+            Vec::new()
+        }
+    })
+}
+
+/// The kernels as a library of the host; an error if nothing can compile them, a panic if they do not compile.
+fn library() -> std::result::Result<&'static Library, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (here, kernels) = (root.join("tests/emulator"), root.join("src/cuda/kernels"));
+    if !cfg!(target_os = "linux") {
+        return Err("that needs Linux".into());
+    }
+    let sources = std::fs::read_dir(&kernels).map_err(|e| format!("{}: {e}", kernels.display()))?;
+    let sources = sources.filter_map(|file| Some(file.ok()?.path()));
+    let sources: Vec<_> = sources.filter(|path| path.extension() == Some(OsStr::new("cu"))).collect();
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulated-kernels-{}.so", std::process::id()));
+    let mut compiler = Command::new("g++");
+    // Fibres jump from stack to stack, which fortified longjmp takes for an error.
+    compiler.args("-std=c++17 -O2 -shared -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas".split(' '));
+    compiler.args(["-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-I"]).arg(&here);
+    compiler.arg("-o").arg(&library).args(["-x", "c++"]).args(&sources).arg(here.join("emulator.cpp"));
+    let output = compiler.output().map_err(|e| format!("g++: {e}"))?;
+    assert!(output.status.success(), "the kernels do not compile:\n{}", String::from_utf8_lossy(&output.stderr));
+    // SAFETY: code of this crate, without initialisers.
+    let loaded = unsafe { Library::new(&library) }.unwrap();
+    std::fs::remove_file(&library).unwrap();
+    Ok(Box::leak(Box::new(loaded)))
+}
+
+#[derive(Debug)]
+pub struct Emulator {
+    library: &'static Library,
+    shared_memory: usize,
+    /// Names of the kernels that were launched, if asked for.
+    log: Option<Mutex<Vec<String>>>,
+}
+
+impl Emulator {
+    /// The same GPU with a log of its own.
+    pub fn logged(&self) -> Cuda<Self> {
+        Cuda(Self { log: Some(Mutex::default()), ..*self })
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.log.as_ref().map(|log| log.lock().unwrap().clone()).unwrap_or_default()
+    }
+}
+
+/// `struct Range` of emulator.cpp.
+#[repr(C)]
+struct Range {
+    start: u64,
+    bytes: u64,
+    writable: u64,
+}
+
+/// `struct Launch` of emulator.cpp.
+#[repr(C)]
+struct Call {
+    kernel: *const c_void,
+    params: *const c_void,
+    params_bytes: u64,
+    grid: [u64; 3],
+    threads: u64,
+    shared_bytes: u64,
+    ranges: *const Range,
+    ranges_count: u64,
+}
+
+impl Gpu for Emulator {
+    fn address(&self, x: &Tensor) -> Result<u64> {
+        let (storage, layout) = x.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { bail!("not on the CPU") };
+        Ok(whole(storage).start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64)
+    }
+
+    /// NaN, so that what a kernel does not write is found.
+    fn uninitialised(&self, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+        Tensor::full(f32::NAN, shape, device)?.to_dtype(dtype)?.force_contiguous()
+    }
+
+    fn shared_memory(&self) -> usize {
+        self.shared_memory
+    }
+
+    fn launch<P: Params>(&self, launch: &Launch<'_>, params: &P) -> Result<()> {
+        if let Some(log) = &self.log {
+            log.lock().unwrap().push(launch.name());
+        }
+        let range = |x: &&Tensor, writable| match &*x.storage_and_layout().0 {
+            Storage::Cpu(storage) => Range { writable, ..whole(storage) },
+            _ => panic!("not on the CPU"),
+        };
+        let reads = launch.reads.iter().map(|x| range(x, 0));
+        let ranges: Vec<Range> = reads.chain(launch.writes.iter().map(|x| range(x, 1))).collect();
+        // SAFETY: emulator.cpp's `emulate`; a kernel's function is only handed on to it. What the kernel writes to are new
+        // tensors, which nothing else holds yet.
+        let error = unsafe {
+            let emulate = self.library.get::<unsafe extern "C" fn(*const Call) -> *const c_char>(b"emulate").unwrap();
+            let kernel = self.library.get::<unsafe extern "C" fn()>(launch.name().as_bytes());
+            let kernel = kernel.unwrap_or_else(|e| panic!("{}: {e}", launch.name()));
+            let call = Call {
+                kernel: *kernel as *const c_void,
+                params: (params as *const P).cast(),
+                params_bytes: size_of::<P>() as u64,
+                grid: launch.blocks.map(|count| count as u64),
+                threads: launch.threads.into(),
+                shared_bytes: launch.shared_memory as u64,
+                ranges: ranges.as_ptr(),
+                ranges_count: ranges.len() as u64,
+            };
+            let error = emulate(&call);
+            (!error.is_null()).then(|| CStr::from_ptr(error).to_string_lossy().into_owned())
+        };
+        match error {
+            Some(error) => panic!("{}: {error}", launch.name()),
+            None => Ok(()),
+        }
+    }
+
+    /// cublasLt is not emulated.
+    fn linear(&self, _: &Tensor, _: &Tensor, _: Option<&Tensor>, _: bool) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+}
+
+/// All of a storage's memory.
+fn whole(storage: &CpuStorage) -> Range {
+    let (start, bytes) = match storage {
+        CpuStorage::F32(x) => (x.as_ptr() as u64, size_of_val(x.as_slice())),
+        CpuStorage::BF16(x) => (x.as_ptr() as u64, size_of_val(x.as_slice())),
+        CpuStorage::F16(x) => (x.as_ptr() as u64, size_of_val(x.as_slice())),
+        _ => panic!("no dtype of the kernels"),
+    };
+    Range { start, bytes: bytes as u64, writable: 0 }
+}
