@@ -18,7 +18,7 @@ impl Rows {
     pub const NONE: Self = Self { address: 0, outer_stride: 0, inner_stride: 0 };
 
     /// The columns from `column` on.
-    pub fn from_column(self, column: usize, dtype: DType) -> Self {
+    pub fn columns_from(self, column: usize, dtype: DType) -> Self {
         Self { address: self.address + (column * dtype.size_in_bytes()) as u64, ..self }
     }
 
