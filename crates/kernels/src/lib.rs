@@ -10,7 +10,7 @@
 //! | gated residual, modulated norm, heads, gated GELU | one pass, all threads | one kernel each | portable |
 //! | linear with a packed matrix | widened in blocks of rows | dequantised in runs of rows | as CUDA |
 //! | group norm (+ SiLU) | two passes | two kernels | portable |
-//! | convolution | tiles of matrix products | portable | portable |
+//! | convolution | tiles of matrix products | portable, in bands of rows | portable |
 //!
 //! Attention with a bias, in f32 or with other heads is portable on CUDA: scores of a run of queries at a time.
 //!

@@ -8,6 +8,7 @@
 //! host, through the same launches.
 
 mod attention;
+mod conv;
 #[cfg(feature = "cuda")]
 mod device;
 mod group_norm;
@@ -29,7 +30,7 @@ pub(crate) use device::kernels;
 #[cfg(feature = "cuda")]
 pub use device::{open, out_of_memory};
 
-use crate::{Activation, Kernels, Packed, Rotation, Stream, portable};
+use crate::{Activation, Kernels, Packed, Rotation, Stream, Window, portable};
 
 /// What the operations run on.
 pub trait Gpu: Debug + Send + Sync {
@@ -147,5 +148,16 @@ impl<G: Gpu> Kernels for Cuda<G> {
     ) -> Result<Tensor> {
         let y = group_norm::group_norm(&self.0, x, weight, bias, groups, epsilon, silu)?;
         y.map_or_else(|| portable::group_norm(x, weight, bias, groups, epsilon, silu), Ok)
+    }
+
+    fn conv2d(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        residual: Option<&Tensor>,
+        window: Window,
+    ) -> Result<Tensor> {
+        conv::conv2d(x, weight, bias, residual, window)
     }
 }

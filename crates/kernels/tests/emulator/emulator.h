@@ -19,6 +19,13 @@ struct Index {
 };
 extern thread_local Index threadIdx, blockIdx;
 
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+
 // Of 16 bits each; arithmetic is done in f32.
 struct bf16 {
     uint16_t bits;

@@ -25,7 +25,7 @@ template <> __device__ inline bf16 narrow(float x) { return __float2bfloat16_rn(
 template <> __device__ inline f16 narrow(float x) { return __float2half_rn(x); }
 
 template <typename P> __device__ P fetch(const P* from) { return *from; }
-template <typename P> __device__ void put(P* to, P value) { *to = value; }
+template <typename P> __device__ void put(P* to, P value) { __stwb(to, value); } // one store, which `=` of a uint4 need not be
 
 // A kernel that is launched with THREADS threads per block and one argument, a struct of type PARAMS.
 #define KERNEL(NAME, THREADS, PARAMS, ...) \
@@ -48,11 +48,28 @@ template <typename T, int N> struct alignas(N * sizeof(T)) Pack {
     T at[N];
 };
 
+// A pack's bits.
+template <int BYTES> struct Bits;
+template <> struct Bits<2> {
+    using Type = uint16_t;
+};
+template <> struct Bits<4> {
+    using Type = uint32_t;
+};
+template <> struct Bits<8> {
+    using Type = uint2;
+};
+template <> struct Bits<16> {
+    using Type = uint4;
+};
+
 // N elements in f32, AT_ONCE of them with each load.
 template <int N, int AT_ONCE = N, typename T> __device__ void load(const T* from, float (&to)[N]) {
+    Pack<T, AT_ONCE> pack;
 #pragma unroll
     for (int i = 0; i < N; i += AT_ONCE) {
-        const auto pack = fetch(reinterpret_cast<const Pack<T, AT_ONCE>*>(from + i));
+        const auto bits = fetch(reinterpret_cast<const typename Bits<sizeof pack>::Type*>(from + i));
+        memcpy(&pack, &bits, sizeof pack);
 #pragma unroll
         for (int j = 0; j < AT_ONCE; ++j) to[i + j] = widen(pack.at[j]);
     }
@@ -60,12 +77,14 @@ template <int N, int AT_ONCE = N, typename T> __device__ void load(const T* from
 
 // Rounds N elements to nearest even, AT_ONCE of them with each store.
 template <int N, int AT_ONCE = N, typename T> __device__ void store(T* to, const float (&from)[N]) {
+    Pack<T, AT_ONCE> pack;
 #pragma unroll
     for (int i = 0; i < N; i += AT_ONCE) {
-        Pack<T, AT_ONCE> pack;
 #pragma unroll
         for (int j = 0; j < AT_ONCE; ++j) pack.at[j] = narrow<T>(from[i + j]);
-        put(reinterpret_cast<Pack<T, AT_ONCE>*>(to + i), pack);
+        typename Bits<sizeof pack>::Type bits;
+        memcpy(&bits, &pack, sizeof pack);
+        put(reinterpret_cast<decltype(bits)*>(to + i), bits);
     }
 }
 
