@@ -15,7 +15,7 @@ mod group_norm;
 mod heads;
 #[cfg(feature = "cuda")]
 mod linear;
-mod norm;
+mod modulated_norm;
 mod pointwise;
 #[cfg(any(feature = "cuda", test))]
 mod requirements;
@@ -108,7 +108,7 @@ impl<G: Gpu> Kernels for Cuda<G> {
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
-        let y = norm::modulated_norm(&self.0, x, shift, scale)?;
+        let y = modulated_norm::modulated_norm(&self.0, x, shift, scale)?;
         y.map_or_else(|| portable::modulated_norm(x, shift, scale), Ok)
     }
 
