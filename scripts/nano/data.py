@@ -11,13 +11,13 @@ import phrases
 import scenes
 
 # (kind, share): the six scene edits, global edits of scenes, global edits of photo-like pictures; what is harder is shown more often
-MIX = {"recolour": 0.15, "background": 0.05, "gradient": 0.22, "remove": 0.07, "shape": 0.18, "add": 0.23, "global": 0.03, "photo": 0.07}
+MIX = {"recolour": 0.22, "background": 0.04, "gradient": 0.08, "remove": 0.05, "shape": 0.16, "add": 0.36, "global": 0.03, "photo": 0.06}
 GLOBAL_SHARE = {"invert": 0.3, "bw": 0.14, "darker": 0.14, "brighter": 0.14, "warmer": 0.14, "colder": 0.14}
 # (progress up to, {size: share}); small pictures first because they are cheap
 SIZES = [
     (0.25, {(96, 96): 0.45, (128, 128): 0.5, (192, 128): 0.05}),
     (0.80, {(96, 96): 0.05, (128, 128): 0.66, (192, 128): 0.1, (128, 192): 0.1, (192, 192): 0.06, (256, 256): 0.03}),
-    (1.01, {(128, 128): 0.25, (192, 128): 0.08, (128, 192): 0.08, (192, 192): 0.1, (256, 256): 0.28, (320, 256): 0.04, (256, 320): 0.04, (384, 384): 0.08, (512, 512): 0.05}),
+    (1.01, {(128, 128): 0.15, (192, 128): 0.12, (128, 192): 0.08, (192, 192): 0.1, (256, 256): 0.38, (320, 256): 0.03, (256, 320): 0.03, (384, 384): 0.07, (512, 512): 0.04}),
 ]
 
 
