@@ -6,7 +6,7 @@
 mod emulator;
 
 use candle_core::{
-    DType, Device, Result, Tensor,
+    D, DType, Device, Result, Tensor,
     quantized::{GgmlDType, QStorage, QTensor},
 };
 use retouch_kernels::{Activation, Fp8, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device};
@@ -82,12 +82,19 @@ fn linear() {
         let inputs = [random((2, rows, input)), (random((output, input)) * scale).unwrap(), random(output)];
         for activation in [Activation::None, Activation::Gelu] {
             let name = format!("linear {rows}x{input}x{output} {activation:?}");
-            agree_at(devices(), &name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], Some(&x[2]), activation));
-            agree_at(devices(), &name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], None, activation));
+            agree(&name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], Some(&x[2]), activation));
+            agree(&name, 2e-6, &inputs, |k, x| k.linear(&x[0], &x[1], None, activation));
         }
-        // A view: all tokens but the first.
-        agree_at(devices(), "linear of a view", 2e-6, &inputs, |k, x| {
+        // Views: the last tokens; the last channels with the weights for them; one token of each image.
+        agree("linear of some tokens", 2e-6, &inputs, |k, x| {
             k.linear(&x[0].narrow(1, rows / 2, rows - rows / 2)?, &x[1], Some(&x[2]), Activation::None)
+        });
+        agree("linear of some channels", 2e-6, &inputs, |k, x| {
+            let last = |x: &Tensor| x.narrow(D::Minus1, input / 2, input - input / 2);
+            k.linear(&last(&x[0])?, &last(&x[1])?, Some(&x[2]), Activation::None)
+        });
+        agree("linear of one token", 2e-6, &inputs, |k, x| {
+            k.linear(&x[0].narrow(1, rows - 1, 1)?, &x[1].narrow(0, 0, 1)?, None, Activation::Gelu)
         });
     }
 }
@@ -275,6 +282,9 @@ fn operations_launch_the_kernels_that_there_are() {
         log.0.log()
     };
     let (x, vector) = (narrow(&[2, 3, 64]), narrow(&[1, 64]));
+    // The product is not a kernel of ours; its GELU is in f32.
+    let (rows, weight) = (random((2, 3)), random((4, 3)));
+    assert_eq!(launched(&|k| k.linear(&rows, &weight, None, Activation::Gelu)), ["gelu_rows_f32"]);
     assert_eq!(launched(&|k| k.modulated_norm(&x, &vector, &vector)), ["modulated_norm_bf16"]);
     assert_eq!(launched(&|k| k.gated_residual(&x, &x, &vector)), ["gated_residual_bf16"]);
     assert_eq!(launched(&|k| k.gated_gelu(&x, &x)), ["gated_gelu_bf16"]);

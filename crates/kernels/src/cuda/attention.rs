@@ -101,7 +101,7 @@ pub fn attention(
     gpu.launch(&launch, &params)?;
     if let Some(inner) = inner.filter(|_| beside > 0) {
         let rows = Rows { address, outer_stride: (queries * width) as i64, inner_stride: width as i64 };
-        pointwise::gelu(gpu, &View::of(gpu, inner)?, rows.columns_from(hidden, dtype), &y)?;
+        pointwise::gelu_into(gpu, &View::of(gpu, inner)?, rows.columns_from(hidden, dtype), &y)?;
     }
     Ok(Some(y))
 }

@@ -23,7 +23,8 @@ use half::{bf16, f16};
 
 use super::{
     Cuda, Gpu, Launch, Params,
-    linear::Blas,
+    cublaslt::Blas,
+    linear::{Operands, Product},
     requirements::{self, OLDEST},
 };
 use crate::{Kernels, Portable};
@@ -47,7 +48,7 @@ pub fn open(ordinal: usize) -> std::result::Result<Device, String> {
     let capability = context.compute_capability().map_err(|e| e.to_string())?;
     let name = context.name().unwrap_or_else(|_| format!("GPU {ordinal}"));
     requirements::check_capability(&name, capability, BUILT_FOR)?;
-    keep_memory(ordinal).map_err(|e| format!("the memory pool of {name} cannot be set up: {e}"))?;
+    keep_memory(&context).map_err(|e| format!("the memory pool of {name} cannot be set up: {e}"))?;
     let device = CudaDevice::new_with_stream(ordinal).map_err(|e| format!("{name} cannot be used: {e}"))?;
     // SAFETY: one stream, which orders all uses and frees.
     unsafe { device.disable_event_tracking() };
@@ -90,12 +91,15 @@ fn driver_version() -> std::result::Result<i32, DriverError> {
 }
 
 /// Sets the release threshold of the memory pool to all of the memory: else every synchronisation would give it back.
-fn keep_memory(ordinal: usize) -> std::result::Result<(), DriverError> {
+fn keep_memory(context: &CudaContext) -> std::result::Result<(), DriverError> {
+    if context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
+        return Ok(()); // memory is then taken and given back directly
+    }
     let mut threshold = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     // SAFETY: the device exists, and the attribute is a 64-bit integer.
     unsafe {
-        let pool = result::device::get_default_mem_pool(result::device::get(ordinal as i32)?)?;
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
         result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
     }
 }
@@ -227,8 +231,8 @@ impl Gpu for Card {
         Ok(())
     }
 
-    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, gelu: bool) -> Result<Option<Tensor>> {
-        self.blas.linear(self, x, weight, bias, gelu)
+    fn multiply(&self, product: Product, operands: Operands<'_>) -> Result<bool> {
+        self.blas.multiply(self, product, operands)
     }
 }
 

@@ -1,164 +1,63 @@
-//! The linear layer by cublasLt, which adds the bias and takes the GELU (its tanh form) as it writes the product.
+//! The linear layer: one matrix product, which the GPU's library computes with the bias and the GELU in it.
 
-use std::{
-    collections::HashMap,
-    ffi::c_void,
-    sync::{Mutex, OnceLock, PoisonError},
-};
+use candle_core::{D, DType, Result, Tensor};
 
-use candle_core::{
-    D, DType, Error, Result, Tensor,
-    cuda_backend::{
-        WrapErr,
-        cudarc::{
-            cublas::sys::cublasOperation_t,
-            cublaslt::{
-                result::{self, CublasError},
-                sys,
-            },
-            driver::{CudaSlice, DevicePtr},
-        },
-        gemm_reduced_precision_f32,
-    },
-};
+use super::{Gpu, pointwise, rows::View, wide};
 
-use super::{Gpu, device::stream, rows::View, wide};
-
-/// What an algorithm may take for itself: NVIDIA's recommendation for Hopper.
-const WORKSPACE: usize = 32 << 20;
-
-/// A product's shape, and all else that decides how it is best computed.
+/// `y = x W^T + b`, and its GELU (tanh form) if asked for. Strides are distances of rows in elements; those of `y` touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Product {
-    dtype: DType,
-    rows: usize,
-    outputs: usize,
-    depth: usize,
-    x_stride: usize,
-    weight_stride: usize,
-    bias: bool,
+pub struct Product {
+    pub dtype: DType,
+    /// Of `x` and `y`.
+    pub rows: usize,
+    /// Rows of `W`, columns of `y`.
+    pub outputs: usize,
+    /// Columns of `x` and `W`.
+    pub depth: usize,
+    pub x_stride: usize,
+    pub weight_stride: usize,
+    pub gelu: bool,
+}
+
+/// The tensors of a product.
+#[derive(Debug, Clone, Copy)]
+pub struct Operands<'a> {
+    pub x: &'a Tensor,
+    pub weight: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
+    /// To be written.
+    pub y: &'a Tensor,
+}
+
+/// None if shapes do not fit, or if the library does not compute such a product.
+pub fn linear(
+    gpu: &impl Gpu,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
     gelu: bool,
-    tf32: bool,
-    /// Of the weight, `x`, the result and the bias, in bytes.
-    alignments: [u32; 4],
-}
-
-/// An algorithm, and the workspace it needs.
-type Algorithm = (sys::cublasLtMatmulAlgo_t, usize);
-
-/// cublasLt on one GPU.
-#[derive(Debug, Default)]
-pub struct Blas {
-    handle: OnceLock<std::result::Result<Handle, CublasError>>,
-    /// What the heuristic chose; none where cublasLt does not compute the product.
-    algorithms: Mutex<HashMap<Product, Option<Algorithm>>>,
-}
-
-#[derive(Debug)]
-struct Handle(sys::cublasLtHandle_t);
-
-// SAFETY: a cublasLt handle may be used by several threads at a time.
-unsafe impl Send for Handle {}
-unsafe impl Sync for Handle {}
-
-impl Blas {
-    /// None if shapes do not fit, or if cublasLt has no algorithm for them.
-    pub fn linear(
-        &self,
-        gpu: &impl Gpu,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        gelu: bool,
-    ) -> Result<Option<Tensor>> {
-        let (outputs, depth) = weight.dims2()?;
-        let dtype = x.dtype();
-        let dtypes_fit = weight.dtype() == dtype && bias.is_none_or(|bias| bias.dtype() == dtype);
-        let shapes_fit = x.dim(D::Minus1)? == depth && bias.is_none_or(|bias| bias.dims() == [outputs]);
-        if wide(dtype).is_none() || !dtypes_fit || !shapes_fit || x.elem_count() == 0 || outputs == 0 {
-            return Ok(None);
-        }
-        let (x, x_stride) = matrix(gpu, x)?;
-        let (weight, weight_stride) = matrix(gpu, weight)?;
-        let bias = bias.map(Tensor::contiguous).transpose()?;
-        let mut shape = x.dims().to_vec();
-        shape[x.rank() - 1] = outputs;
-        let y = gpu.uninitialised(shape.into(), dtype, x.device())?;
-        let stream = stream([&x, &weight, &y].into_iter().chain(&bias))?;
-        stream.context().bind_to_thread().w()?;
-
-        let addresses = [
-            gpu.address(&weight)?,
-            gpu.address(&x)?,
-            gpu.address(&y)?,
-            bias.as_ref().map(|bias| gpu.address(bias)).transpose()?.unwrap_or(0),
-        ];
-        let product = Product {
-            dtype,
-            rows: x.elem_count() / depth,
-            outputs,
-            depth,
-            x_stride,
-            weight_stride,
-            bias: bias.is_some(),
-            gelu,
-            tf32: gemm_reduced_precision_f32(),
-            // 256 is what cublasLt assumes at best, and what an allocation has; no bias does not lower it.
-            alignments: addresses.map(|address| if address == 0 { 256 } else { 1 << address.trailing_zeros().min(8) }),
-        };
-        let [weight_address, x_address, y_address, bias_address] = addresses;
-        let handle = self.handle()?;
-        let plan = Plan::new(product, bias_address).map_err(failed)?;
-        let Some((algorithm, workspace)) = self.algorithm(handle, product, &plan) else { return Ok(None) };
-        // Of its own for each product, from the pool: threads do not share it.
-        // SAFETY: written before it is read, by cublasLt.
-        let workspace: Option<CudaSlice<u8>> =
-            (workspace > 0).then(|| unsafe { stream.alloc(workspace) }).transpose().w()?;
-        let workspace_address = workspace.as_ref().map_or(0, |workspace| workspace.device_ptr(&stream).0);
-        let (one, zero) = (1f32, 0f32);
-        // SAFETY: addresses and layouts are those of tensors held until the product is in the stream.
-        unsafe {
-            result::matmul(
-                handle,
-                plan.product.handle,
-                (&raw const one).cast(),
-                (&raw const zero).cast(),
-                weight_address as *const c_void,
-                plan.weight.handle,
-                x_address as *const c_void,
-                plan.x.handle,
-                y_address as *const c_void,
-                plan.y.handle,
-                y_address as *mut c_void,
-                plan.y.handle,
-                &algorithm,
-                workspace_address as *mut c_void,
-                workspace.as_ref().map_or(0, |workspace| workspace.num_bytes()),
-                stream.cu_stream().cast(),
-            )
-        }
-        .map_err(failed)?;
-        Ok(Some(y))
+) -> Result<Option<Tensor>> {
+    let (outputs, depth) = weight.dims2()?;
+    let dtype = x.dtype();
+    let dtypes_fit = weight.dtype() == dtype && bias.is_none_or(|bias| bias.dtype() == dtype);
+    let shapes_fit = x.dim(D::Minus1)? == depth && bias.is_none_or(|bias| bias.dims() == [outputs]);
+    if wide(dtype).is_none() || !dtypes_fit || !shapes_fit || x.elem_count() == 0 || outputs == 0 {
+        return Ok(None);
     }
-
-    fn handle(&self) -> Result<sys::cublasLtHandle_t> {
-        let handle = self.handle.get_or_init(|| result::create_handle().map(Handle));
-        handle.as_ref().map(|handle| handle.0).map_err(|error| failed(*error))
+    let (x, x_stride) = matrix(gpu, x)?;
+    let (weight, weight_stride) = matrix(gpu, weight)?;
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    let mut shape = x.dims().to_vec();
+    shape[x.rank() - 1] = outputs;
+    let y = gpu.uninitialised(shape.into(), dtype, x.device())?;
+    // cublasLt does not say how exact its GELU is: in f32 one of our own follows.
+    let own_gelu = gelu && dtype == DType::F32;
+    let rows = x.elem_count() / depth;
+    let product = Product { dtype, rows, outputs, depth, x_stride, weight_stride, gelu: gelu && !own_gelu };
+    if !gpu.multiply(product, Operands { x: &x, weight: &weight, bias: bias.as_ref(), y: &y })? {
+        return Ok(None);
     }
-
-    /// Asked of cublasLt once for each product.
-    fn algorithm(&self, handle: sys::cublasLtHandle_t, product: Product, plan: &Plan) -> Option<Algorithm> {
-        let mut algorithms = self.algorithms.lock().unwrap_or_else(PoisonError::into_inner);
-        *algorithms.entry(product).or_insert_with(|| {
-            // An error is how it says that there is none.
-            let found = plan.heuristic(handle, product).ok()?;
-            Some((found.algo, found.workspaceSize))
-        })
-    }
-}
-
-fn failed(error: CublasError) -> Error {
-    Error::msg(format!("cublasLt: {error}"))
+    Ok(Some(if own_gelu { pointwise::gelu(gpu, &y)? } else { y }))
 }
 
 /// A tensor as rows at one distance, at least as large as a row; copied if it is not that.
@@ -175,114 +74,4 @@ fn matrix(gpu: &impl Gpu, x: &Tensor) -> Result<(Tensor, usize)> {
         Some(stride) if stride >= view.width => Ok((view.tensor, stride)),
         _ => Ok((view.tensor.force_contiguous()?, view.width)),
     }
-}
-
-/// cublasLt's description of a product. It counts columns first: what is a row here is a column there, so that
-/// `y = x W^T` is computed as `y^T = W x^T`.
-struct Plan {
-    product: Owned<sys::cublasLtMatmulDesc_t>,
-    weight: Owned<sys::cublasLtMatrixLayout_t>,
-    x: Owned<sys::cublasLtMatrixLayout_t>,
-    y: Owned<sys::cublasLtMatrixLayout_t>,
-}
-
-impl Plan {
-    fn new(p: Product, bias: u64) -> std::result::Result<Self, CublasError> {
-        use sys::{
-            cublasComputeType_t as Compute, cublasLtEpilogue_t as Epilogue,
-            cublasLtMatmulDescAttributes_t as Attribute, cudaDataType as Type,
-        };
-        let (number, compute) = match p.dtype {
-            DType::BF16 => (Type::CUDA_R_16BF, Compute::CUBLAS_COMPUTE_32F),
-            DType::F16 => (Type::CUDA_R_16F, Compute::CUBLAS_COMPUTE_32F),
-            _ if p.tf32 => (Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F_FAST_TF32),
-            _ => (Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
-        };
-        let epilogue = match (p.bias, p.gelu) {
-            (false, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
-            (true, false) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
-            (false, true) => Epilogue::CUBLASLT_EPILOGUE_GELU,
-            (true, true) => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
-        };
-        let product = result::create_matmul_desc(compute, Type::CUDA_R_32F)?;
-        let product = Owned { handle: product, destroy: result::destroy_matmul_desc };
-        let transpose = cublasOperation_t::CUBLAS_OP_T;
-        // SAFETY: each attribute with a value of its type.
-        unsafe {
-            set(&product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transpose, result::set_matmul_desc_attribute)?;
-            set(&product, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, result::set_matmul_desc_attribute)?;
-            if p.bias {
-                set(&product, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, result::set_matmul_desc_attribute)?;
-            }
-        }
-        let layout = |length: usize, count: usize, stride: usize| {
-            let handle = result::create_matrix_layout(number, length as u64, count as u64, stride as i64)?;
-            Ok(Owned { handle, destroy: result::destroy_matrix_layout })
-        };
-        Ok(Self {
-            product,
-            weight: layout(p.depth, p.outputs, p.weight_stride)?,
-            x: layout(p.depth, p.rows, p.x_stride)?,
-            y: layout(p.outputs, p.rows, p.outputs)?,
-        })
-    }
-
-    fn heuristic(
-        &self,
-        handle: sys::cublasLtHandle_t,
-        product: Product,
-    ) -> std::result::Result<sys::cublasLtMatmulHeuristicResult_t, CublasError> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let preference = result::create_matmul_pref()?;
-        let preference = Owned { handle: preference, destroy: result::destroy_matmul_pref };
-        let [weight, x, y, bias] = product.alignments;
-        let result_alignment = y.min(bias);
-        // SAFETY: each attribute with a value of its type; the handles live.
-        unsafe {
-            let bytes = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-            set(&preference, bytes, &WORKSPACE, result::set_matmul_pref_attribute)?;
-            for (attribute, alignment) in [
-                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight),
-                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x),
-                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, result_alignment),
-                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, result_alignment),
-            ] {
-                set(&preference, attribute, &alignment, result::set_matmul_pref_attribute)?;
-            }
-            let (y, product) = (self.y.handle, self.product.handle);
-            result::get_matmul_algo_heuristic(
-                handle,
-                product,
-                self.weight.handle,
-                self.x.handle,
-                y,
-                y,
-                preference.handle,
-            )
-        }
-    }
-}
-
-/// A description of cublasLt's, destroyed when it is dropped.
-struct Owned<H: Copy> {
-    handle: H,
-    destroy: unsafe fn(H) -> std::result::Result<(), CublasError>,
-}
-
-impl<H: Copy> Drop for Owned<H> {
-    fn drop(&mut self) {
-        // SAFETY: made by cublasLt and destroyed here only. It fails for what is no handle alone.
-        let _ = unsafe { (self.destroy)(self.handle) };
-    }
-}
-
-/// Sets an attribute to a value of its type.
-unsafe fn set<H: Copy, A, V>(
-    of: &Owned<H>,
-    attribute: A,
-    value: &V,
-    how: unsafe fn(H, A, *const c_void, usize) -> std::result::Result<(), CublasError>,
-) -> std::result::Result<(), CublasError> {
-    // SAFETY: the caller's.
-    unsafe { how(of.handle, attribute, std::ptr::from_ref(value).cast(), size_of::<V>()) }
 }

@@ -10,10 +10,11 @@
 mod attention;
 mod conv;
 #[cfg(feature = "cuda")]
+mod cublaslt;
+#[cfg(feature = "cuda")]
 mod device;
 mod group_norm;
 mod heads;
-#[cfg(feature = "cuda")]
 mod linear;
 mod modulated_norm;
 mod pointwise;
@@ -29,6 +30,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor};
 pub(crate) use device::kernels;
 #[cfg(feature = "cuda")]
 pub use device::{open, out_of_memory};
+pub use linear::{Operands, Product};
 
 use crate::{Activation, Kernels, Packed, Rotation, Stream, Window, portable};
 
@@ -46,8 +48,8 @@ pub trait Gpu: Debug + Send + Sync {
     /// Starts a kernel with `params`, which is laid out as the kernel's C++ struct.
     fn launch<P: Params>(&self, launch: &Launch<'_>, params: &P) -> Result<()>;
 
-    /// [`Kernels::linear`], or none if this is left to the definition.
-    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, gelu: bool) -> Result<Option<Tensor>>;
+    /// Writes a matrix product; false if the GPU's library does not compute it.
+    fn multiply(&self, product: Product, operands: Operands<'_>) -> Result<bool>;
 }
 
 /// A kernel's arguments.
@@ -93,7 +95,7 @@ pub struct Cuda<G>(pub G);
 
 impl<G: Gpu> Kernels for Cuda<G> {
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
-        let y = self.0.linear(x, weight, bias, activation == Activation::Gelu)?;
+        let y = linear::linear(&self.0, x, weight, bias, activation == Activation::Gelu)?;
         y.map_or_else(|| portable::linear(x, weight, bias, activation), Ok)
     }
 

@@ -54,8 +54,15 @@ fn of_two(gpu: &impl Gpu, kernel: &str, x: &Tensor, other: &Tensor, gate: Option
     Ok(Some(result))
 }
 
+/// GELU of `x`, which is not empty.
+pub fn gelu(gpu: &impl Gpu, x: &Tensor) -> Result<Tensor> {
+    let result = gpu.uninitialised(x.shape().clone(), x.dtype(), x.device())?;
+    gelu_into(gpu, &View::of(gpu, x)?, View::of(gpu, &result)?.rows, &result)?;
+    Ok(result)
+}
+
 /// GELU of each row of `x`, in as many rows at `y` in `result`.
-pub fn gelu(gpu: &impl Gpu, x: &View, y: Rows, result: &Tensor) -> Result<()> {
+pub fn gelu_into(gpu: &impl Gpu, x: &View, y: Rows, result: &Tensor) -> Result<()> {
     let operands = Operands { x, other: Rows::NONE, gate: 0, y };
     run(gpu, "gelu_rows", result.dtype(), operands, &[&x.tensor], result)
 }

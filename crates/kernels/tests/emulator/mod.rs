@@ -11,7 +11,7 @@ use std::{
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
 use libloading::Library;
-use retouch_kernels::cuda::{Cuda, Gpu, Launch, Params};
+use retouch_kernels::cuda::{Cuda, Gpu, Launch, Operands, Params, Product};
 
 /// The emulated GPUs: one with an H100's shared memory, one with an RTX 40's. None where there is no compiler.
 pub fn gpus() -> &'static [(&'static str, Cuda<Emulator>)] {
@@ -143,10 +143,35 @@ impl Gpu for Emulator {
         }
     }
 
-    /// cublasLt is not emulated.
-    fn linear(&self, _: &Tensor, _: &Tensor, _: Option<&Tensor>, _: bool) -> Result<Option<Tensor>> {
-        Ok(None)
+    /// Of cublasLt only what is asked of it: the product that strides and addresses describe.
+    fn multiply(&self, product: Product, of: Operands<'_>) -> Result<bool> {
+        let x = elements(of.x, product.rows, product.x_stride, product.depth);
+        let weight = elements(of.weight, product.outputs, product.weight_stride, product.depth);
+        let bias = of.bias.map_or(vec![0.0; product.outputs], |bias| elements(bias, 1, 0, product.outputs));
+        let mut sums = Vec::with_capacity(product.rows * product.outputs);
+        for x in x.chunks(product.depth) {
+            for (weight, bias) in weight.chunks(product.depth).zip(&bias) {
+                sums.push(bias + x.iter().zip(weight).map(|(x, w)| x * w).sum::<f64>());
+            }
+        }
+        let y = Tensor::from_vec(sums, of.y.shape(), &Device::Cpu)?;
+        of.y.slice_set(&(if product.gelu { y.gelu()? } else { y }).to_dtype(product.dtype)?, 0, 0)?;
+        Ok(true)
     }
+}
+
+/// `rows` rows of `columns`, `stride` apart in the tensor's memory.
+fn elements(x: &Tensor, rows: usize, stride: usize, columns: usize) -> Vec<f64> {
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { panic!("not on the CPU") };
+    let element = |i: usize| match storage {
+        CpuStorage::F32(x) => f64::from(x[i]),
+        CpuStorage::BF16(x) => x[i].to_f64(),
+        CpuStorage::F16(x) => x[i].to_f64(),
+        _ => panic!("no dtype of the kernels"),
+    };
+    let start = |row| layout.start_offset() + row * stride;
+    (0..rows).flat_map(|row| start(row)..start(row) + columns).map(element).collect()
 }
 
 /// All of a storage's memory.
