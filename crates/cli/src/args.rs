@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint, error::ErrorKind};
 use clap_complete::Shell;
-use retouch::{DeviceChoice, ModelSource, Precision, image::OutputFormat};
+use retouch::{DeviceChoice, ModelSource, Precision, Target, image::OutputFormat};
 
 use crate::{
     failure::{Failure, Result},
@@ -59,6 +59,9 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Show the parameters stored in an image, or describe a model folder or weight file
     Info(InfoArgs),
+    /// Write a transformer or a T5 encoder to a smaller file
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert(ConvertArgs),
     /// List known and downloaded models
     Models(ModelsArgs),
     /// Print a completion script for a shell
@@ -81,6 +84,15 @@ A batch file has one JSON object per line, of these fields: image, prompt, outpu
 steps, guidance, cache, negative_prompt, true_cfg, width, height, aspect_ratio, size, reference_size. All but prompt can be
 left out, and what a line leaves out is taken from the command line; a list of seeds says how many images there are.
   {\"image\": \"photo.jpg\", \"prompt\": \"make it night\", \"output\": \"night.png\", \"seed\": [1, 2], \"steps\": 20}";
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  retouch convert flux1-kontext-dev.safetensors -o flux1-kontext-dev-q4_k.gguf --type q4_k
+  retouch convert FLUX.1-Kontext-dev/text_encoder_2 -o t5xxl-q8_0.gguf --type q8_0
+  retouch convert flux1-kontext-dev.safetensors -o mixed.gguf --type q4_k --keep single_blocks.*.linear2
+
+The written files are for this program, ComfyUI (with ComfyUI-GGUF), diffusers and stable-diffusion.cpp alike. Norms, biases and
+the layers at the transformer's ends stay as they are; what has been quantised before cannot get better.";
 
 #[derive(Debug, Args)]
 pub struct EditArgs {
@@ -156,7 +168,7 @@ pub struct ModelArgs {
     /// first used), or `nano-kontext`, the small model inside this program [default: nano-kontext]
     #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::DirPath)]
     pub model: Option<String>,
-    /// A transformer as a single safetensors file, in place of the model's own
+    /// A transformer as a single file (safetensors or GGUF), in place of the model's own
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub transformer: Option<PathBuf>,
     /// A VAE as a single file
@@ -220,6 +232,27 @@ pub struct InfoArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// A safetensors or GGUF file, or the folder `transformer` or `text_encoder_2` of a model folder; of several models in one
+    /// file, the transformer
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub input: PathBuf,
+    /// The file to write, in the format that its name ends in: .gguf or .safetensors
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k or q2_k for GGUF; fp8 or fp8_scaled (nearer to the original; for
+    /// this program and ComfyUI) for safetensors; bf16 or f16 for both
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Target,
+    /// Leave the matrices as they are whose names have this in them; `*` stands for anything. Can be given again
+    #[arg(long, value_name = "PATTERN")]
+    pub keep: Vec<String>,
+    /// Overwrite an existing file
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct ModelsArgs {
     /// Print a line of JSON for each model
     #[arg(long)]
@@ -268,6 +301,7 @@ mod tests {
             "retouch edit --batch jobs.jsonl --keep-loaded -q",
             "retouch generate stars --num-images 3 --format webp -vv",
             "retouch info edited.png",
+            "retouch convert in.safetensors -o out.gguf --type q4_k --keep txt --keep linear*2 -f",
             "retouch models --json",
             "retouch completions zsh",
         ] {
@@ -291,6 +325,9 @@ mod tests {
             ("retouch edit photo.jpg bluer --aspect-ratio 16", ValueValidation),
             ("retouch edit photo.jpg bluer --reference-size small", ValueValidation),
             ("retouch edit photo.jpg bluer --seed x", ValueValidation),
+            ("retouch convert in.safetensors --type q8_0", MissingRequiredArgument),
+            ("retouch convert in.safetensors -o out.gguf", MissingRequiredArgument),
+            ("retouch convert in.safetensors -o out.gguf --type q9", ValueValidation),
             ("retouch edit photo.jpg bluer --no-such-flag", UnknownArgument),
             ("retouch erase photo.jpg", InvalidSubcommand),
         ] {

@@ -6,6 +6,7 @@
 mod args;
 mod batch;
 mod console;
+mod convert;
 mod edit;
 mod failure;
 mod files;
@@ -56,6 +57,7 @@ fn run(command: Command, console: &Console) -> Result<()> {
         Command::Edit(args) => edit::edit(args, console),
         Command::Generate(args) => edit::generate(args, console),
         Command::Info(args) => info::run(&args, console),
+        Command::Convert(args) => convert::run(&args, console),
         Command::Models(args) => models::run(&args, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();

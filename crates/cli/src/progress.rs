@@ -1,4 +1,4 @@
-//! Progress of downloads and edits, drawn as bars on a terminal, and their interruption.
+//! Progress of downloads, conversions and edits, drawn as bars on a terminal, and their interruption.
 
 use std::{
     ops::ControlFlow,
@@ -153,6 +153,33 @@ impl Drop for DownloadProgress<'_> {
 impl Drop for EditProgress<'_> {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// A file that grows.
+pub struct BytesProgress<'a> {
+    console: &'a Console,
+    bar: ProgressBar,
+}
+
+impl<'a> BytesProgress<'a> {
+    pub fn new(console: &'a Console, what: &'static str) -> Self {
+        let bar = console.bars.add(ProgressBar::new(0));
+        bar.set_style(style("{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left"));
+        bar.set_message(what);
+        Self { console, bar }
+    }
+
+    pub fn show(&mut self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for BytesProgress<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        self.console.bars.remove(&self.bar);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The two 8-bit floats that weights are kept in: what each of the 256 codes stands for.
 
 use half::f16;
+use rayon::prelude::*;
 
 /// Sign, exponent, mantissa.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,46 @@ impl Fp8 {
         }
     }
 
+    /// The largest value.
+    pub fn largest(self) -> f32 {
+        self.value(self.last())
+    }
+
+    /// The code of the largest value; those above it, up to 0x7f, stand for infinity and what is not a number.
+    fn last(self) -> u8 {
+        match self {
+            Self::E4m3 => 0x7e,
+            Self::E5m2 => 0x7b,
+        }
+    }
+
+    /// The codes nearest to `values`, each divided by `scale`: of two equally near ones the even one. What is beyond the largest
+    /// value becomes that.
+    pub fn codes(self, values: &[f32], scale: f32) -> Vec<u8> {
+        // Codes of positive numbers are in the order of their values.
+        let positive: Vec<f32> = (0..=self.last()).map(|code| self.value(code)).collect();
+        let nearest = |value: &f32| {
+            let value = value / scale;
+            let magnitude = value.abs();
+            if magnitude.is_nan() {
+                return 0x7f;
+            }
+            let above = positive.partition_point(|&known| known < magnitude);
+            let code = match (above.checked_sub(1), positive.get(above)) {
+                (None, _) => 0,
+                (Some(below), None) => below,
+                (Some(below), Some(&next)) => {
+                    // Differences of neighbours and what is between them are exact in f64.
+                    let (low, high) = (f64::from(positive[below]), f64::from(next));
+                    let (to_low, to_high) = (f64::from(magnitude) - low, high - f64::from(magnitude));
+                    if to_low < to_high || (to_low == to_high && below % 2 == 0) { below } else { above }
+                }
+            };
+            code as u8 | if value.is_sign_negative() { 0x80 } else { 0 }
+        };
+        values.par_iter().with_min_len(1 << 14).map(nearest).collect()
+    }
+
     /// The values of all codes, each times `scale`.
     pub fn table(self, scale: f32) -> [f32; 256] {
         std::array::from_fn(|code| self.value(code as u8) * scale)
@@ -50,5 +91,24 @@ mod tests {
         }
         assert_eq!((Fp8::E4m3.value(0x38), Fp8::E4m3.value(0xc1), Fp8::E5m2.value(0x3d)), (1.0, -2.25, 1.25));
         assert_eq!(Fp8::E4m3.table(3.0)[0x38], 3.0);
+    }
+
+    #[test]
+    fn values_become_the_nearest_codes() {
+        for format in [Fp8::E4m3, Fp8::E5m2] {
+            let codes: Vec<u8> = (0..=255).filter(|&code| format.value(code).is_finite()).collect();
+            let values: Vec<f32> = codes.iter().map(|&code| 3.0 * format.value(code)).collect();
+            assert_eq!(format.codes(&values, 3.0), codes);
+            for pair in codes.windows(2).filter(|pair| pair[1] <= format.last()) {
+                let [low, high] = [pair[0], pair[1]].map(|code| format.value(code));
+                let middle = (low + high) / 2.0;
+                let even = if pair[0] % 2 == 0 { pair[0] } else { pair[1] };
+                let nearest = format.codes(&[middle.next_down(), middle, middle.next_up(), -middle], 1.0);
+                assert_eq!(nearest, [pair[0], even, pair[1], even | 0x80], "{format:?} {pair:?}");
+            }
+            let extremes = format.codes(&[1e9, f32::NEG_INFINITY, f32::NAN], 1.0);
+            assert_eq!(extremes, [format.last(), format.last() | 0x80, 0x7f]);
+        }
+        assert_eq!((Fp8::E4m3.largest(), Fp8::E5m2.largest()), (448.0, 57344.0));
     }
 }

@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod convert;
 mod device;
 mod engine;
 mod error;
@@ -31,6 +32,7 @@ mod sizes;
 mod source;
 mod trace;
 
+pub use convert::{Converted, convert};
 pub use device::{DeviceChoice, Precision};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
@@ -43,6 +45,7 @@ pub use retouch_kernels::{Operation, Total};
 pub use retouch_models as models;
 pub use retouch_weights::{
     self as weights, WeightsError,
+    convert::Target,
     hub::{DownloadProgress, NoProgress},
 };
 pub use source::ModelSource;

@@ -3,6 +3,7 @@
 //! A [`Folder`] finds files, a [`Store`] checks them and reads tensors by name, and [`Weights`] is what a model's
 //! module takes its parameters from, under the names that the code uses (see [`naming`]).
 
+pub mod convert;
 mod describe;
 mod detect;
 mod embedding;

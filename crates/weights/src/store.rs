@@ -160,6 +160,12 @@ impl Store {
         Ok(format::decode(&entry.encoding, bytes, &[range.len(), row], self.scale(name)?, DType::F32, &Device::Cpu)?)
     }
 
+    /// The bytes of the tensor `name` as they are in the file; none where a scale beside it makes other values of them.
+    pub fn raw(&self, name: &str) -> Result<Option<&[u8]>> {
+        let (_, bytes) = self.located(name)?;
+        Ok((self.scale(name)? == 1.0).then_some(bytes))
+    }
+
     /// The header's entry of a tensor whose encoding is read, and its bytes.
     fn located(&self, name: &str) -> Result<(&Entry, &[u8])> {
         let Some(Located { file, entry }) = self.tensors.get(name) else {

@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Display,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +14,7 @@ use candle_nn::{VarBuilder, var_builder::SimpleBackend};
 use retouch_kernels::{Kernels, Packed, Part};
 
 use crate::{
-    Matrix, Result, Store, WeightsError,
+    Encoding, Matrix, Result, Store, WeightsError,
     naming::{Naming, Recipe},
 };
 
@@ -126,6 +127,43 @@ impl Weights {
             }
             _ => packed,
         }))
+    }
+
+    /// The rows `range` of a parameter along its first axis, in f32 on the CPU: `[rows, elements of a row]`.
+    pub fn rows(&self, name: &str, range: Range<usize>) -> Result<Tensor> {
+        self.check_cancelled()?;
+        let recipe = self.naming.recipe(&self.full_name(name));
+        // Where each of the parts' rows begin: (part, its first row, its rows).
+        let rows_of = |part: &String| self.store.shape(part).and_then(<[usize]>::first).copied().unwrap_or(1);
+        let pieces: Vec<(&String, usize, usize)> = match &recipe {
+            Recipe::SwappedHalves(part) => {
+                let half = rows_of(part) / 2;
+                vec![(part, half, half), (part, 0, half)]
+            }
+            other => other.parts().iter().map(|part| (part, 0, rows_of(part))).collect(),
+        };
+        let (mut before, mut read) = (0, Vec::new());
+        for (part, first, rows) in pieces {
+            let (start, end) = (range.start.max(before), range.end.min(before + rows));
+            if start < end {
+                read.push(self.store.rows(part, first + start - before..first + end - before)?);
+            }
+            before += rows;
+        }
+        Ok(if read.len() == 1 { read.remove(0) } else { Tensor::cat(&read, 0)? })
+    }
+
+    /// How the file holds a parameter; of stacked tensors the first one speaks for all.
+    pub fn stored_encoding(&self, name: &str) -> Option<&Encoding> {
+        self.store.encoding(&self.naming.recipe(&self.full_name(name)).parts()[0])
+    }
+
+    /// The tensor that a parameter is, where it is one as it is in the file.
+    pub fn single_tensor(&self, name: &str) -> Option<String> {
+        match self.naming.recipe(&self.full_name(name)) {
+            Recipe::Same(part) => Some(part),
+            _ => None,
+        }
     }
 
     /// A view of this place for modules written against candle's own [`VarBuilder`].

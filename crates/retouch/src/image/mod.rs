@@ -14,4 +14,5 @@ pub use metadata::read_parameters;
 pub use pixels::{from_tensor, sha256, to_tensor, to_unit};
 pub use read::{MAX_PIXELS, READABLE_FORMATS, is_image, read_image};
 pub use resize::resize;
+pub(crate) use write::write_whole;
 pub use write::{OutputFormat, check_writable, encode, write_atomically};

@@ -149,13 +149,17 @@ fn cannot_encode(format: &str, reason: impl std::fmt::Display) -> Error {
 /// `/dev/null` or `/dev/stdout`, which cannot be replaced, is written straight to.
 pub fn write_atomically(path: &Path, bytes: &[u8], overwrite: bool) -> Result<()> {
     let failed = |source: io::Error| Error::Io { file: path.display().to_string(), source };
+    write_whole(path, overwrite, |out| out.write_all(bytes).map_err(failed))
+}
+
+/// The same for what `write` writes piece by piece; where it fails, nothing is left.
+pub fn write_whole(path: &Path, overwrite: bool, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let failed = |source: io::Error| Error::Io { file: path.display().to_string(), source };
     match target(path, overwrite)? {
-        Target::Stream => {
-            OpenOptions::new().write(true).open(path).and_then(|mut f| f.write_all(bytes)).map_err(failed)
-        }
+        Target::Stream => write(&mut OpenOptions::new().write(true).open(path).map_err(failed)?),
         Target::File(target) => {
             let mut file = temporary_beside(&target).map_err(failed)?;
-            file.write_all(bytes).map_err(failed)?;
+            write(&mut file)?;
             file.as_file().sync_all().map_err(failed)?;
             let placed = if overwrite { file.persist(&target) } else { file.persist_noclobber(&target) };
             placed.map_err(|e| {

@@ -13,7 +13,7 @@ use super::{Encoding, Entry, Header, check_places};
 pub const MAGIC: &[u8; 4] = b"GGUF";
 
 /// What tensors are aligned to where the metadata does not say.
-const ALIGNMENT: usize = 32;
+pub const ALIGNMENT: usize = 32;
 
 /// Lists of lists do not occur; a file that nests them deeply is no model.
 const MAX_DEPTH: usize = 4;
@@ -58,6 +58,18 @@ const UNREAD: [(u32, &str); 14] = [
 /// The name of a type of blocks, as GGUF's tools have it.
 pub fn block_name(kind: GgmlDType) -> &'static str {
     BLOCKS.iter().find(|(_, known, _)| *known == kind).map_or("blocks", |(_, _, name)| name)
+}
+
+/// The number of an encoding in the format; 8-bit floats have none.
+pub fn type_number(encoding: &Encoding) -> Option<u32> {
+    match encoding {
+        Encoding::F32 => Some(0),
+        Encoding::F16 => Some(1),
+        Encoding::F64 => Some(28),
+        Encoding::Bf16 => Some(30),
+        Encoding::Blocks(kind) => BLOCKS.iter().find(|(_, known, _)| known == kind).map(|(number, ..)| *number),
+        Encoding::Fp8(_) | Encoding::Other(_) => None,
+    }
 }
 
 pub fn parse(file: &[u8]) -> Result<Header, String> {

@@ -1,6 +1,7 @@
 //! The file formats: what a header says of each tensor, checked against the file before anything is read.
 
 mod decode;
+mod encode;
 mod gguf;
 mod safetensors;
 
@@ -15,7 +16,8 @@ use retouch_kernels::Fp8;
 use crate::{ModelFile, Result, WeightsError};
 
 pub use decode::{decode, part};
-pub use gguf::{MAGIC, block_name};
+pub use encode::encode;
+pub use gguf::{ALIGNMENT, MAGIC, block_name, type_number};
 
 /// How a tensor's values are written.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,37 @@
 
 use super::{Naming, Recipe};
 
+/// The names of all parameters of a transformer.
+pub fn parameters(double_blocks: usize, single_blocks: usize) -> Vec<String> {
+    let mut linears: Vec<String> = [
+        "time_in.in_layer",
+        "time_in.out_layer",
+        "vector_in.in_layer",
+        "vector_in.out_layer",
+        "guidance_in.in_layer",
+        "guidance_in.out_layer",
+        "img_in",
+        "txt_in",
+        "final_layer.adaLN_modulation.1",
+        "final_layer.linear",
+    ]
+    .map(str::to_string)
+    .to_vec();
+    let mut norms = Vec::new();
+    for (block, stream) in (0..double_blocks).flat_map(|block| [(block, "img"), (block, "txt")]) {
+        let stream = format!("double_blocks.{block}.{stream}");
+        linears.extend(["mod.lin", "attn.qkv", "attn.proj", "mlp.0", "mlp.2"].map(|part| format!("{stream}_{part}")));
+        norms.push(format!("{stream}_attn.norm"));
+    }
+    for block in 0..single_blocks {
+        linears.extend(["modulation.lin", "linear1", "linear2"].map(|part| format!("single_blocks.{block}.{part}")));
+        norms.push(format!("single_blocks.{block}.norm"));
+    }
+    let of_linears = linears.iter().flat_map(|linear| ["weight", "bias"].map(|leaf| format!("{linear}.{leaf}")));
+    let of_norms = norms.iter().flat_map(|norm| ["query_norm", "key_norm"].map(|part| format!("{norm}.{part}.scale")));
+    of_linears.chain(of_norms).collect()
+}
+
 /// A file in diffusers' names, which keeps q, k and v (and a single block's MLP) apart.
 ///
 /// The map is that of diffusers' `convert_flux_transformer_checkpoint_to_diffusers`, backwards.

@@ -12,6 +12,21 @@ pub struct T5 {
 /// The names of the token embedding: the encoder's own one is tied to the shared one, and files keep either or both.
 pub const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 
+/// The names of all parameters of an encoder.
+pub fn parameters(blocks: usize) -> Vec<String> {
+    let attention = ["q", "k", "v", "o"].map(|part| format!("layer.0.SelfAttention.{part}"));
+    let feed_forward = ["wi_0", "wi_1", "wo"].map(|part| format!("layer.1.DenseReluDense.{part}"));
+    let norms = ["layer.0.layer_norm", "layer.1.layer_norm"].map(str::to_string);
+    let block: Vec<String> = attention.into_iter().chain(feed_forward).chain(norms).collect();
+    let first = [
+        "shared.weight",
+        "encoder.final_layer_norm.weight",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    ];
+    let blocks = (0..blocks).flat_map(|i| block.iter().map(move |part| format!("encoder.block.{i}.{part}.weight")));
+    first.into_iter().map(str::to_string).chain(blocks).collect()
+}
+
 impl Naming for T5 {
     fn recipe(&self, name: &str) -> Recipe {
         let name = if EMBEDDINGS.contains(&name) { self.embedding } else { name };
