@@ -5,7 +5,10 @@ mod support;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use retouch::weights::{ModelFile, Store};
+use retouch::{
+    image::RgbImage,
+    weights::{ModelFile, Store},
+};
 use support::{Place, fixtures, tiny};
 
 const BFL: &str = "tiny-kontext/flux1-kontext-dev.safetensors";
@@ -157,19 +160,19 @@ fn what_peers_expect_is_noted() {
     assert_eq!(largest, scale * 448.0);
 }
 
-/// Pixels of an edit with single files in place of the tiny model's own, on average this far (in 255ths) from its own.
-fn edit_error(place: &Place, files: &[&str]) -> f64 {
-    let edit = |output: &str, files: &[&str]| {
-        let model = tiny();
-        let args = ["edit", "photo.png", "make it blue", "--seed", "1", "-q", "-o", output];
-        let args: Vec<&str> =
-            args.into_iter().chain(model.iter().map(String::as_str)).chain(files.iter().copied()).collect();
-        assert_eq!(place.run(&[&args[..], &["--force"]].concat()).lines(), [output]);
-        place.pixels(output)
-    };
-    let (own, other) = (edit("own.png", &[]), edit("other.png", files));
-    let sum: f64 = own.as_raw().iter().zip(other.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
-    sum / own.as_raw().len() as f64
+/// An edit with the tiny model, or what stands in place of its parts.
+fn edit(place: &Place, flags: &[&str]) -> RgbImage {
+    let tiny = tiny();
+    let model: Vec<&str> = tiny.iter().map(String::as_str).collect();
+    let args = ["edit", "photo.png", "make it blue", "--seed", "1", "-q", "--force", "-o", "edited.png"];
+    assert_eq!(place.run(&[&args[..], &model, flags].concat()).lines(), ["edited.png"]);
+    place.pixels("edited.png")
+}
+
+/// By how many of 255 the pixels differ on average.
+fn difference(a: &RgbImage, b: &RgbImage) -> f64 {
+    let sum: f64 = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+    sum / a.as_raw().len() as f64
 }
 
 #[test]
@@ -184,17 +187,43 @@ fn edits_with_fewer_bits_are_near_those_with_all() {
     ] {
         convert(&place, input, output, kind, &[]);
     }
+    let own = edit(&place, &[]);
     // Another format is no other weights.
-    assert_eq!(edit_error(&place, &["--transformer", "bf16.gguf"]), 0.0);
-    let errors = [
-        edit_error(&place, &["--transformer", "q8.gguf"]),
-        edit_error(&place, &["--transformer", "q8.gguf", "--t5", "t5.gguf"]),
-        edit_error(&place, &["--transformer", "q5.gguf"]),
-        edit_error(&place, &["--transformer", "fp8.safetensors"]),
-    ];
-    // The tiny model is random: two steps of it amplify a change of its weights more than a trained one's do.
-    let [q8, q8_both, q5, fp8] = errors;
-    assert!(0.0 < q8 && q8 < 1.5 && q8_both < 2.0 && q8 < q5 && q5 < 12.0 && fp8 < 12.0, "{errors:?}");
+    assert_eq!(edit(&place, &["--transformer", "bf16.gguf"]), own);
+    let [q8, q8_both, q5, fp8] = [
+        &["--transformer", "q8.gguf"][..],
+        &["--transformer", "q8.gguf", "--t5", "t5.gguf"],
+        &["--transformer", "q5.gguf"],
+        &["--transformer", "fp8.safetensors"],
+    ]
+    .map(|files| difference(&edit(&place, files), &own));
+    // Measured: 0.12, 0.29, 1.32 and 1.21. The tiny model is random and has no image to hold on to; still twice is too much.
+    assert!(0.0 < q8 && q8 < 0.24 && q8 < q8_both && q8_both < 0.6, "{q8} {q8_both}");
+    assert!(q8 < q5 && q5 < 2.6 && q8 < fp8 && fp8 < 2.4, "{q5} {fp8}");
+}
+
+/// `--quantize` holds what a converted file has, but for the modulation layers, which never stay in memory.
+#[test]
+fn weights_quantised_when_read_are_those_of_a_file_converted_before() {
+    let place = Place::new();
+    for kind in ["q8_0", "q4_k", "fp8_scaled"] {
+        let file = if kind.starts_with("fp8") { "part.safetensors" } else { "part.gguf" };
+        let t5 = if kind.starts_with("fp8") { "t5.safetensors" } else { "t5.gguf" };
+        convert(&place, BFL, file, kind, &["--keep", ".lin.weight", "--force"]);
+        convert(&place, "tiny-kontext/text_encoder_2", t5, kind, &["--force"]);
+        let from_files = edit(&place, &["--transformer", file, "--t5", t5]);
+        assert_eq!(edit(&place, &["--quantize", kind]), from_files, "{kind}");
+        let own = edit(&place, &[]);
+        assert_ne!(from_files, own);
+        // What is in fewer bits already stays, and an edit is repeated with what it was made with.
+        assert_eq!(edit(&place, &["--transformer", file, "--t5", t5, "--quantize", "q4_0"]), from_files);
+        assert_eq!(edit(&place, &["--quantize", kind]), from_files);
+        let repeated = place.run(&["edit", "--from", "edited.png", "-o", "again.png", "--force", "-q"]);
+        assert_eq!(repeated.lines(), ["again.png"]);
+        assert_eq!(place.pixels("again.png"), from_files);
+    }
+    let refused = place.run(&["edit", "photo.png", "bluer", "--quantize", "bf16"]);
+    assert!(refused.sentence(2).contains("bf16 is not fewer bits"), "{}", refused.stderr);
 }
 
 #[test]

@@ -61,7 +61,8 @@ fn stored(folder: &str, name: &str) -> Option<Stored> {
 fn tiny(precision: Precision) -> Engine {
     let source =
         ModelSource { base: Some(fixtures().join("tiny-kontext").display().to_string()), ..Default::default() };
-    let options = EngineOptions { device: device(), precision: Some(precision), keep_loaded: true, profile: false };
+    let options =
+        EngineOptions { device: device(), precision: Some(precision), keep_loaded: true, ..Default::default() };
     Engine::open(&source, options, &mut NoProgress).unwrap()
 }
 

@@ -212,6 +212,10 @@ pub struct RunArgs {
     /// Precision of the computation: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<Precision>,
+    /// Hold the large matrices of the transformer and of T5 in fewer bits: a type of `retouch convert`. Reading the model takes
+    /// longer then; a converted file does not
+    #[arg(long, value_name = "TYPE")]
+    pub quantize: Option<Target>,
     /// Keep the whole model in memory between the images of a batch or of several seeds, and write each image as soon
     /// as it is done; takes more memory than one stage of the model at a time
     #[arg(long)]

@@ -79,6 +79,7 @@ fn repeat(
     common.settings = common.settings.or(&SettingsArgs::from(&stored));
     common.run.device = common.run.device.or_else(|| stored.device.parse().ok());
     common.run.dtype = common.run.dtype.or_else(|| stored.dtype.parse().ok());
+    common.run.quantize = common.run.quantize.or_else(|| stored.quantize.as_ref()?.parse().ok());
     let model = ModelSource::of(&stored);
     let mut request = common.settings.request(prompt.unwrap_or(stored.prompt))?;
     if let Some((_, images)) = batch {
@@ -158,6 +159,7 @@ pub fn open(source: &ModelSource, run: &RunArgs, console: &Console) -> Result<En
     let options = EngineOptions {
         device: run.device.unwrap_or_default(),
         precision: run.dtype,
+        quantize: run.quantize,
         keep_loaded: run.keep_loaded,
         profile: run.profile,
     };

@@ -69,6 +69,7 @@ fn image_text(path: &Path, stored: Option<&Parameters>) -> String {
         ("size", Some(size((made.width, made.height)))),
         ("source", made.source_name.clone()),
         ("source seen at", made.reference.map(size)),
+        ("quantised", made.quantize.clone()),
         ("computed", Some(format!("on {} in {}", made.device, made.dtype))),
         ("by", Some(format!("retouch {}", made.version))),
     ]);

@@ -15,6 +15,7 @@ use retouch_kernels::{Kernels, Profiled};
 use retouch_sampler::{Schedule, TorchGenerator, denoise, guide};
 use retouch_weights::{
     Pipeline, WeightsError,
+    convert::Target,
     hub::{DownloadProgress, HubOptions},
 };
 use tracing::debug;
@@ -35,6 +36,9 @@ pub struct EngineOptions {
     pub device: DeviceChoice,
     /// `None` is bf16 on a GPU and f32 on the CPU.
     pub precision: Option<Precision>,
+    /// Hold the large matrices of the transformer and of T5 in this type, where their files do not have them in fewer bits
+    /// already; a type of fewer than 16 bits.
+    pub quantize: Option<Target>,
     /// Keep all parts of the model in memory between edits, instead of one stage's at a time.
     pub keep_loaded: bool,
     /// Measure where the time goes, for [`Engine::profile`]; on a GPU the whole then takes longer.
@@ -47,6 +51,7 @@ pub struct Engine {
     device: Device,
     device_name: String,
     precision: Precision,
+    quantize: Option<Target>,
     recorder: Option<Recorder>,
 }
 
@@ -66,13 +71,18 @@ impl Engine {
     /// Finds the model's files, on disk or (downloading what is missing) on the hub; hub settings come from the
     /// environment.
     pub fn open(source: &ModelSource, options: EngineOptions, progress: &mut dyn DownloadProgress) -> Result<Self> {
+        if let Some(target @ (Target::Bf16 | Target::F16)) = options.quantize {
+            return Err(Error::BadRequest(format!(
+                "{target} is not fewer bits; take q8_0, or choose {target} as the dtype"
+            )));
+        }
         let (device, choice) = options.device.open()?;
         let precision = options.precision.unwrap_or_else(|| Precision::default_for(&device));
         let files = ModelFiles::find(source, &HubOptions::from_env(), progress)?;
         let profiled = options.profile.then(|| Profiled::for_device(&device));
         let kernels =
             profiled.map_or_else(|| retouch_kernels::for_device(&device), |profiled| profiled as &dyn Kernels);
-        let model = Flux1::new(files, &device, kernels, precision.dtype(), options.keep_loaded)?;
+        let model = Flux1::new(files, &device, kernels, precision.dtype(), options.quantize, options.keep_loaded)?;
         let files = model.files();
         files
             .defaults
@@ -83,7 +93,7 @@ impl Engine {
             Some(profiled) => Some(Recorder::new(profiled, profiled.peak_flops(precision.dtype())?)),
             None => None,
         };
-        Ok(Self { model, device, device_name: choice.to_string(), precision, recorder })
+        Ok(Self { model, device, device_name: choice.to_string(), precision, quantize: options.quantize, recorder })
     }
 
     /// Whether a request to this model can have a guidance scale.
@@ -299,6 +309,7 @@ impl Engine {
             source_sha256: plan.source_sha256.clone(),
             source_name: None,
             dtype: self.precision.to_string(),
+            quantize: self.quantize.map(|target| target.to_string()),
             device: self.device_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_string(),
         }

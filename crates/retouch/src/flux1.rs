@@ -9,7 +9,7 @@ use retouch_kernels::Kernels;
 use retouch_sampler::Schedule;
 use retouch_text_encoder::{ClipConfig, ClipEncoder, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer};
 use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
-use retouch_weights::{Component, Weights};
+use retouch_weights::{Component, Weights, convert::Target};
 use serde::de::DeserializeOwned;
 use tracing::debug;
 
@@ -23,6 +23,7 @@ pub(crate) struct Flux1 {
     device: Device,
     kernels: &'static dyn Kernels,
     dtype: DType,
+    quantize: Option<Target>,
     keep_loaded: bool,
     vae_config: VaeConfig,
     flux_config: FluxConfig,
@@ -53,6 +54,7 @@ impl Flux1 {
         device: &Device,
         kernels: &'static dyn Kernels,
         dtype: DType,
+        quantize: Option<Target>,
         keep_loaded: bool,
     ) -> Result<Self> {
         let vae_config = config(&files, Component::Vae, VaeConfig::of, VaeConfig::check)?;
@@ -62,6 +64,7 @@ impl Flux1 {
             device: device.clone(),
             kernels,
             dtype,
+            quantize,
             keep_loaded,
             vae_config,
             flux_config,
@@ -237,6 +240,10 @@ impl Flux1 {
         let weights = self.files.weights(component, self.dtype, &self.device)?.with_kernels(self.kernels);
         let (file, bytes) = (weights.store().describe(), weights.store().total_bytes());
         debug!(file, bytes, dtype = ?self.dtype, "{component} opened");
+        let weights = match (self.quantize, component) {
+            (Some(target), Component::Transformer | Component::T5) => weights.quantised(component, target),
+            _ => weights,
+        };
         Ok(match observer.cancel_flag() {
             Some(flag) => weights.with_cancel(flag),
             None => weights,

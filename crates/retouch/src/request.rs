@@ -144,6 +144,9 @@ pub struct Parameters {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_name: Option<String>,
     pub dtype: String,
+    /// The type that the large matrices were held in, where it was not their files'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<String>,
     pub device: String,
     /// The version of retouch.
     pub version: String,

@@ -14,7 +14,8 @@ use candle_nn::{VarBuilder, var_builder::SimpleBackend};
 use retouch_kernels::{Kernels, Packed, Part};
 
 use crate::{
-    Encoding, Matrix, Result, Store, WeightsError,
+    Component, Encoding, Matrix, Result, Store, WeightsError,
+    convert::{self, Target},
     naming::{Naming, Recipe},
 };
 
@@ -31,6 +32,7 @@ pub struct Weights {
     dtype: DType,
     device: Device,
     kernels: &'static dyn Kernels,
+    quantisation: Option<(Component, Target)>,
     cancel: Option<Arc<AtomicBool>>,
 }
 
@@ -44,6 +46,7 @@ impl Weights {
             dtype,
             device: device.clone(),
             kernels: retouch_kernels::for_device(device),
+            quantisation: None,
             cancel: None,
         }
     }
@@ -57,6 +60,12 @@ impl Weights {
     /// The same parameters, converted to another dtype when read.
     pub fn with_dtype(&self, dtype: DType) -> Self {
         Self { dtype, ..self.clone() }
+    }
+
+    /// The same parameters, those of `component`: its large matrices become `target` when read, a few rows at a time, where the
+    /// file does not have them in fewer bits already.
+    pub fn quantised(self, component: Component, target: Target) -> Self {
+        Self { quantisation: Some((component, target)), ..self }
     }
 
     /// The same parameters, of which none is read any more once `cancel` is set: all of a large model take minutes.
@@ -105,14 +114,23 @@ impl Weights {
     ///
     /// What the file holds in fewer bits than are computed with stays in them.
     pub fn matrix(&self, shape: (usize, usize), name: &str) -> Result<Matrix> {
-        let name = self.full_name(name);
+        let full_name = self.full_name(name);
         self.check_cancelled()?;
-        let recipe = self.naming.recipe(&name);
+        let recipe = self.naming.recipe(&full_name);
         self.check_shape(&recipe, &[shape.0, shape.1])?;
+        if let Some((component, target)) = self.quantisation
+            && convert::is_worthwhile(component, &full_name, shape)
+            && !recipe
+                .parts()
+                .iter()
+                .any(|part| matches!(self.store.encoding(part), Some(Encoding::Blocks(_) | Encoding::Fp8(_))))
+        {
+            return Ok(Matrix::Packed(convert::quantised(self, name, shape, target)?));
+        }
         let packed = |part: &String| self.store.packed(part, self.dtype, &self.device);
         let parts = recipe.parts().iter().map(packed).collect::<Result<Vec<_>>>()?;
         if matches!(recipe, Recipe::Reshaped(_)) || parts.iter().all(Option::is_none) {
-            return Ok(Matrix::Dense(self.read(&shape.into(), &name, self.dtype, &self.device)?));
+            return Ok(Matrix::Dense(self.read(&shape.into(), &full_name, self.dtype, &self.device)?));
         }
         let parts = parts.into_iter().zip(recipe.parts()).map(|(packed, name)| match packed {
             Some(part) => Ok(part),

@@ -185,6 +185,7 @@ mod tests {
             source_sha256: Some("00ff".to_string()),
             source_name: Some("Urlaub 🏖.jpg".to_string()),
             dtype: "f32".to_string(),
+            quantize: None,
             device: "cpu".to_string(),
             version: "0.1.0".to_string(),
         }

@@ -1,6 +1,7 @@
 //! From one file of weights to another in fewer bits, a few rows at a time: memory does not grow with the file.
 
 mod layout;
+mod stream;
 mod target;
 
 use std::{io::Write, ops::ControlFlow, path::Path};
@@ -15,11 +16,11 @@ use crate::{
 
 pub use layout::FileFormat;
 use layout::{Note, Written};
+pub(crate) use stream::quantised;
+use stream::{each_run, scale_for};
 pub use target::Target;
-pub(crate) use target::is_large;
-
-/// Values that are in memory at a time: 64 MB of f32.
-const VALUES: usize = 1 << 24;
+use target::is_large;
+pub(crate) use target::is_worthwhile;
 
 /// A conversion with all choices made.
 pub struct Conversion {
@@ -126,10 +127,13 @@ impl Conversion {
             match &tensor.content {
                 Content::Copied(name) => out.write(self.weights.store().raw(name)?.unwrap_or_default())?,
                 Content::Encoded { scaled } => {
-                    scale = if *scaled { self.scale_for(tensor)? } else { 1.0 };
-                    let columns = columns(&tensor.written.shape);
-                    self.each_run(tensor, |values| {
-                        out.write(&encode(&tensor.written.encoding, values, columns, scale)?)
+                    let Written { shape, encoding, .. } = &tensor.written;
+                    scale = match encoding {
+                        Encoding::Fp8(format) if *scaled => scale_for(&self.weights, &tensor.name, shape, *format)?,
+                        _ => 1.0,
+                    };
+                    each_run(&self.weights, &tensor.name, shape, |values| {
+                        out.write(&encode(encoding, values, columns(shape), scale)?)
                     })?;
                 }
                 Content::Scale => out.write(&scale.to_le_bytes())?,
@@ -190,29 +194,6 @@ impl Conversion {
         ];
         let tensors: Vec<_> = self.tensors.iter().map(|tensor| &tensor.written).collect();
         self.format.header(&tensors, &notes)
-    }
-
-    /// The scale by which the largest value becomes the largest 8-bit float.
-    fn scale_for(&self, tensor: &Planned) -> Result<f32> {
-        let Encoding::Fp8(format) = tensor.written.encoding else { return Ok(1.0) };
-        let mut largest = 0_f32;
-        self.each_run(tensor, |values| {
-            largest = values.iter().fold(largest, |largest, value| largest.max(value.abs()));
-            Ok(())
-        })?;
-        Ok(if largest > 0.0 { largest / format.largest() } else { 1.0 })
-    }
-
-    /// Hands over a parameter's values, some rows at a time.
-    fn each_run(&self, tensor: &Planned, mut f: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let rows = tensor.written.shape.first().copied().unwrap_or(1);
-        let row: usize = tensor.written.shape.iter().skip(1).product();
-        let run = (VALUES / row.max(1)).max(1);
-        for first in (0..rows).step_by(run) {
-            let values = self.weights.rows(&tensor.name, first..rows.min(first + run))?;
-            f(&values.flatten_all()?.to_vec1()?)?;
-        }
-        Ok(())
     }
 }
 

@@ -71,7 +71,7 @@ impl Target {
 
     /// The encoding of a matrix whose rows have `columns` values: where they are no whole blocks of 256, a type of blocks of 32
     /// with as many bits or more, and where they are none of these either, f16. llama.cpp falls back to the same types.
-    pub(crate) fn encoding_for(self, columns: usize) -> Encoding {
+    pub(super) fn encoding_for(self, columns: usize) -> Encoding {
         let Self::Blocks(kind) = self else { return self.encoding() };
         let small = match kind {
             GgmlDType::Q2K | GgmlDType::Q3K => GgmlDType::Q4_0,
@@ -107,7 +107,7 @@ impl fmt::Display for Target {
 ///
 /// Kept as they are, as by the tools that ComfyUI's GGUF files come from: norms and biases, and the layers through which all
 /// of the information goes once (a hundredth of the transformer). <https://github.com/city96/ComfyUI-GGUF/tree/main/tools>
-pub(crate) fn is_large(component: Component, name: &str, shape: &[usize]) -> bool {
+pub(super) fn is_large(component: Component, name: &str, shape: &[usize]) -> bool {
     const KEPT: [&str; 6] = ["img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer."];
     let kept = match component {
         Component::Transformer => KEPT.iter().any(|prefix| name.starts_with(prefix)),
@@ -115,6 +115,12 @@ pub(crate) fn is_large(component: Component, name: &str, shape: &[usize]) -> boo
         Component::Vae | Component::Clip => true,
     };
     shape.len() == 2 && !kept
+}
+
+/// Whether a matrix is worth fewer bits in memory: modulation layers are gone before the first step, and rows that are no
+/// blocks would stay in 16 bits.
+pub(crate) fn is_worthwhile(component: Component, name: &str, (rows, columns): (usize, usize)) -> bool {
+    is_large(component, name, &[rows, columns]) && !name.ends_with(".lin.weight") && columns.is_multiple_of(32)
 }
 
 /// Whether `pattern` is somewhere in `name`; a `*` in it stands for anything.
