@@ -87,6 +87,7 @@ fn run(engine: &mut Engine, case: &Case, stored: &Stored) -> (EditResult, Dump) 
             [seed] => Seeds::Shared { seed: *seed, images: case.num_images },
             seeds => Seeds::Each(seeds.to_vec()),
         },
+        ..Default::default()
     };
     let (result, trace) = engine.edit_traced(&request, &mut Silent).unwrap();
     (result, trace.tensors().unwrap())

@@ -81,8 +81,9 @@ Examples:
   retouch edit --batch jobs.jsonl --keep-loaded
 
 A batch file has one JSON object per line, of these fields: image, prompt, output, seed (a number or a list), num_images,
-steps, guidance, cache, negative_prompt, true_cfg, width, height, aspect_ratio, size, reference_size. All but prompt can be
-left out, and what a line leaves out is taken from the command line; a list of seeds says how many images there are.
+steps, guidance, cache, negative_prompt, true_cfg, width, height, aspect_ratio, size, reference_size, lora (a text or a list),
+lora_partial. All but prompt can be left out, and what a line leaves out is taken from the command line; a list of seeds says
+how many images there are.
   {\"image\": \"photo.jpg\", \"prompt\": \"make it night\", \"output\": \"night.png\", \"seed\": [1, 2], \"steps\": 20}";
 
 const CONVERT_EXAMPLES: &str = "\
@@ -303,6 +304,7 @@ mod tests {
             "retouch edit --from edited.png",
             "retouch edit --from edited.png photo.jpg redder",
             "retouch edit --batch jobs.jsonl --keep-loaded -q",
+            "retouch edit photo.jpg bluer --lora a.safetensors:0.8 --lora b.safetensors --lora-partial",
             "retouch generate stars --num-images 3 --format webp -vv",
             "retouch info edited.png",
             "retouch convert in.safetensors -o out.gguf --type q4_k --keep txt --keep linear*2 -f",

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use retouch::{
-    Control, EditRequest, EditResult, EditedImage, Engine, EngineOptions, Error, ModelSource, Observer, Parameters,
-    Seeds, Timings,
+    Control, EditRequest, EditResult, EditedImage, Engine, EngineOptions, Error, Lora, ModelSource, Observer,
+    Parameters, Seeds, StoredLora, Timings,
     image::{RgbImage, read_parameters, sha256},
 };
 use serde::Serialize;
@@ -76,6 +76,9 @@ fn repeat(
     // The batch that the image was drawn in, unless other seeds are asked for.
     let batch = stored.batch.filter(|_| common.settings.seed.is_empty() && common.settings.num_images.is_none());
     let guidance = common.settings.guidance.is_none();
+    if common.settings.lora.is_none() {
+        check_loras(from, &stored)?;
+    }
     common.settings = common.settings.or(&SettingsArgs::from(&stored));
     common.run.device = common.run.device.or_else(|| stored.device.parse().ok());
     common.run.dtype = common.run.dtype.or_else(|| stored.dtype.parse().ok());
@@ -88,6 +91,26 @@ fn repeat(
     }
     let stored = Stored { model, image: batch.map(|(image, _)| image), guidance };
     run_one(request, source, stored, common, console)
+}
+
+/// A sentence for LoRAs that are no longer where they were.
+fn check_loras(from: &Path, stored: &Parameters) -> Result<()> {
+    let gone = stored.loras.iter().find(|lora| !Lora::from(*lora).file.is_file());
+    match gone {
+        None => Ok(()),
+        Some(gone) => Err(Failure::Failed(format!(
+            "{}: the LoRA that it was made with ({}) is no longer there; give all of its LoRAs where they are now: {}",
+            display(from),
+            gone.file,
+            stored.loras.iter().map(lora_flag).collect::<Vec<_>>().join(" "),
+        ))),
+    }
+}
+
+fn lora_flag(lora: &StoredLora) -> String {
+    let path = Path::new(&lora.file);
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    format!("--lora {name}:{}", lora.scale)
 }
 
 /// The image that `from` was made from: of its stored name, and of the same pixels.

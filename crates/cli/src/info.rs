@@ -7,7 +7,7 @@ use retouch::{
     Error, Parameters,
     image::{is_image, read_parameters},
     models::{NANO_KONTEXT, NANO_KONTEXT_ID},
-    weights::{Description, FileDescription, Folder, Pipeline, describe, describe_model},
+    weights::{Description, FileDescription, Folder, LoraDescription, Pipeline, describe, describe_model},
 };
 use serde_json::{Value, json};
 
@@ -60,6 +60,7 @@ fn image_text(path: &Path, stored: Option<&Parameters>) -> String {
         ("model", Some(made.model.clone())),
     ];
     rows.extend(made.single_files.iter().map(|(option, file)| (option.trim_start_matches('-'), Some(file.clone()))));
+    rows.extend(made.loras.iter().map(|lora| ("lora", Some(format!("{} at {}", lora.file, lora.scale)))));
     rows.extend([
         ("seed", Some(made.seed.to_string())),
         ("image of batch", made.batch.map(|(image, images)| format!("{} of {images}", image + 1))),
@@ -94,11 +95,18 @@ fn describe_model_at(path: &Path) -> Result<Description> {
 
 fn description_json(description: &Description) -> Value {
     let file = |format: &str, file: &FileDescription| {
-        let FileDescription { file, kind, tensors, parameters, bytes, dtypes, metadata } = file;
-        json!({
+        let FileDescription { file, kind, tensors, parameters, bytes, dtypes, metadata, lora } = file;
+        let mut json = json!({
             "format": format, "file": file, "kind": kind, "tensors": tensors, "parameters": parameters, "bytes": bytes,
             "dtypes": dtypes, "metadata": metadata,
-        })
+        });
+        if let Some(lora) = lora {
+            json["lora"] = json!({
+                "kinds": lora.kinds, "naming": lora.naming, "ranks": lora.ranks, "targets": lora.targets,
+                "unknown_tensors": lora.unknown, "made_for": lora.made_for,
+            });
+        }
+        json
     };
     match description {
         Description::Safetensors(weights) => file("safetensors", weights),
@@ -140,6 +148,9 @@ fn pipeline_name(pipeline: Pipeline) -> &'static str {
 
 fn file_text(format: &str, weights: &FileDescription) -> String {
     let mut text = format!("{}: {} in {format}\n{}\n", weights.file, weights.kind, weights_text(weights));
+    if let Some(lora) = &weights.lora {
+        text += &lora_text(lora);
+    }
     for (key, value) in &weights.metadata {
         text += &format!("{key}: {}\n", shortened(value));
     }
@@ -155,6 +166,25 @@ fn weights_text(weights: &FileDescription) -> String {
     };
     let FileDescription { tensors, bytes, .. } = weights;
     format!("{tensors} tensors ({}), {parameters} parameters, {}", dtypes.join(", "), DecimalBytes(*bytes))
+}
+
+fn lora_text(lora: &LoraDescription) -> String {
+    let LoraDescription { kinds, naming, ranks, targets, unknown, made_for } = lora;
+    let joined = |items: Vec<String>| if items.is_empty() { "none".to_string() } else { items.join(", ") };
+    let mut text = format!("kind: {}\n", joined(kinds.iter().map(|kind| kind.to_string()).collect()));
+    text += &format!("names: {naming}\n");
+    if !ranks.is_empty() {
+        text += &format!("rank: {}\n", joined(ranks.iter().map(usize::to_string).collect()));
+    }
+    let targets = targets.iter().map(|(component, count)| format!("{count} in {component}"));
+    text += &format!("changes: {}\n", joined(targets.collect()));
+    if *unknown > 0 {
+        text += &format!("tensors with no meaning for FLUX.1: {unknown}\n");
+    }
+    if let Some(model) = made_for {
+        text += &format!("made for: {model}\n");
+    }
+    text
 }
 
 /// Writers put whole training logs into metadata.

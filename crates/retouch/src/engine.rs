@@ -22,7 +22,7 @@ use tracing::debug;
 
 use crate::{
     Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelSource, Observer, Parameters,
-    Precision, Profile, Result, Seeds, Stage, Timings, Trace,
+    Precision, Profile, Result, Seeds, Stage, StoredLora, Timings, Trace,
     flux1::{Flux1, proceed},
     image,
     profile::Recorder,
@@ -147,6 +147,7 @@ impl Engine {
         each: &mut dyn FnMut(EditedImage, &Timings) -> Control,
     ) -> Result<Timings> {
         let plan = self.plan(request)?;
+        self.model.use_loras(&request.loras, request.lora_partial)?;
         let mut timings = Timings::default();
         let mut clock = Clock::start(self.recorder.as_ref());
 
@@ -312,6 +313,8 @@ impl Engine {
             quantize: self.quantize.map(|target| target.to_string()),
             device: self.device_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_string(),
+            loras: request.loras.iter().map(StoredLora::from).collect(),
+            lora_partial: request.lora_partial,
         }
     }
 }

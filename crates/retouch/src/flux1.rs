@@ -13,7 +13,7 @@ use retouch_weights::{Component, Weights, convert::Target};
 use serde::de::DeserializeOwned;
 use tracing::debug;
 
-use crate::{Control, Error, Event, Observer, Result, Stage, Trace, source::ModelFiles};
+use crate::{Control, Error, Event, Lora, Observer, Result, Stage, Trace, loras::Loras, source::ModelFiles};
 
 /// Tokens that CLIP sees, start and end included.
 const CLIP_TOKENS: usize = 77;
@@ -27,6 +27,7 @@ pub(crate) struct Flux1 {
     keep_loaded: bool,
     vae_config: VaeConfig,
     flux_config: FluxConfig,
+    loras: Loras,
     text: Option<TextEncoders>,
     vae_encoder: Option<VaeEncoder>,
     transformer: Option<FluxTransformer>,
@@ -68,6 +69,7 @@ impl Flux1 {
             keep_loaded,
             vae_config,
             flux_config,
+            loras: Loras::default(),
             text: None,
             vae_encoder: None,
             transformer: None,
@@ -104,6 +106,23 @@ impl Flux1 {
     pub fn tokens(&self, size: (usize, usize)) -> usize {
         let (rows, columns) = self.token_grid(size);
         rows * columns
+    }
+
+    /// Takes these LoRAs from now on. Parts in memory that have other ones inside are dropped, to be read again.
+    pub fn use_loras(&mut self, wanted: &[Lora], partial: bool) -> Result<()> {
+        if self.loras.are(wanted, partial)? {
+            return Ok(());
+        }
+        let loras = Loras::open(wanted, partial, &self.files)?;
+        let touched = |component| self.loras.change(component) || loras.change(component);
+        if touched(Component::Clip) || touched(Component::T5) {
+            self.text = None;
+        }
+        if touched(Component::Transformer) {
+            self.transformer = None;
+        }
+        self.loras = loras;
+        Ok(())
     }
 
     /// Embeds the prompts. `prefix` tells them apart in the trace.
@@ -238,6 +257,10 @@ impl Flux1 {
 
     fn weights(&self, component: Component, observer: &dyn Observer) -> Result<Weights> {
         let weights = self.files.weights(component, self.dtype, &self.device)?.with_kernels(self.kernels);
+        let weights = match self.loras.of(component) {
+            Some(adapters) => weights.with_adapters(adapters),
+            None => weights,
+        };
         let (file, bytes) = (weights.store().describe(), weights.store().total_bytes());
         debug!(file, bytes, dtype = ?self.dtype, "{component} opened");
         let weights = match (self.quantize, component) {

@@ -25,6 +25,7 @@ mod engine;
 mod error;
 mod flux1;
 pub mod image;
+mod loras;
 mod paths;
 mod profile;
 mod request;
@@ -36,6 +37,7 @@ pub use convert::{Converted, convert};
 pub use device::{DeviceChoice, Precision};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
+pub use loras::{Lora, StoredLora};
 pub use profile::{Profile, StageProfile};
 pub use request::{
     Control, EditRequest, EditResult, EditedImage, Event, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_STEPS, Observer,

@@ -9,7 +9,7 @@ use std::{
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Lora, Result, StoredLora};
 
 /// One edit (or, without an image, one generation). Everything left `None` or at its default is the model's own choice.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +34,10 @@ pub struct EditRequest {
     /// Tokens of the prompt that the T5 encoder sees; longer prompts are cut there.
     pub max_sequence_length: Option<usize>,
     pub seeds: Seeds,
+    /// LoRAs that act together. Parts of the model that are kept in memory are read again for other ones.
+    pub loras: Vec<Lora>,
+    /// Use of a LoRA what fits the model, and leave out tensors that have no place in it; else such a LoRA is refused.
+    pub lora_partial: bool,
 }
 
 /// The size of the result.
@@ -150,6 +154,10 @@ pub struct Parameters {
     pub device: String,
     /// The version of retouch.
     pub version: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<StoredLora>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lora_partial: bool,
 }
 
 /// Wall time per stage; loading of weights counts to the stage that needs them.
@@ -282,6 +290,11 @@ impl EditRequest {
                 "a negative prompt acts only with a true-cfg above 1, e.g. 2.0; give both or neither".into(),
             );
         }
+        if let Some(lora) = self.loras.iter().find(|lora| !(lora.scale.abs() <= MAX_LORA_SCALE)) {
+            let Lora { file, scale } = lora;
+            let file = file.display();
+            return refuse(format!("the scale of {file} is {scale}; give a number from -100 to 100, mostly 0 to 1"));
+        }
         match self.seeds.images() {
             0 => return refuse("no image was asked for; give at least one seed".into()),
             n if n > MAX_IMAGES => return refuse(format!("{n} images in one request; give at most {MAX_IMAGES}")),
@@ -294,4 +307,5 @@ impl EditRequest {
 /// A prompt is tokenised before it is cut to the encoder's length: this bounds the work.
 pub const MAX_PROMPT_BYTES: usize = 64 * 1024;
 pub const MAX_STEPS: usize = 1000;
+const MAX_LORA_SCALE: f64 = 100.0;
 pub const MAX_IMAGES: usize = 1000;

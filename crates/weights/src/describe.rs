@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Component, Folder, Kind, ModelFile, Pipeline, Result, Store, detect, format::is_gguf};
+use crate::{
+    Component, Folder, Kind, LoraDescription, LoraFile, ModelFile, Pipeline, Result, Store, detect, format::is_gguf,
+};
 
 /// What a path holds.
 #[derive(Debug, Clone)]
@@ -39,6 +41,8 @@ pub struct FileDescription {
     pub dtypes: BTreeMap<String, usize>,
     /// What the writer noted in the header; long lists are left out.
     pub metadata: BTreeMap<String, String>,
+    /// More about a LoRA.
+    pub lora: Option<LoraDescription>,
 }
 
 /// Describes a model folder, a safetensors file or a GGUF file.
@@ -51,7 +55,12 @@ pub fn describe(path: &Path) -> Result<Description> {
     }
     let file = ModelFile::open(path)?;
     let format = if is_gguf(&file) { Description::Gguf } else { Description::Safetensors };
-    Ok(format(describe_store(&Store::open(vec![file])?)))
+    let store = Store::open(vec![file])?;
+    let mut description = describe_store(&store);
+    if detect(&store) == [Kind::Lora] {
+        description.lora = Some(LoraFile::of(store, path)?.describe());
+    }
+    Ok(format(description))
 }
 
 /// Describes a model folder, on disk or embedded.
@@ -88,6 +97,7 @@ fn describe_store(store: &Store) -> FileDescription {
         bytes: store.total_bytes() as u64,
         dtypes,
         metadata: store.metadata().clone(),
+        lora: None,
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::{DType, Device};
 
 use crate::{
     Folder, ModelFile, Result, Store, Weights, WeightsError,
+    lora::is_lora_key,
     naming::{Naming, Prefixed, SameNames, clip, flux, t5, vae},
 };
 
@@ -47,7 +48,7 @@ pub enum Kind {
 }
 
 /// The four parts of a FLUX model that have weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Component {
     Transformer,
     Vae,
@@ -96,15 +97,13 @@ pub fn detect(store: &Store) -> Vec<Kind> {
         }
     }
     if kinds.is_empty() {
-        kinds.push(if store.names().any(is_lora) { Kind::Lora } else { Kind::Unknown { model: other_model(store) } });
+        kinds.push(if store.names().any(is_lora_key) {
+            Kind::Lora
+        } else {
+            Kind::Unknown { model: other_model(store) }
+        });
     }
     kinds
-}
-
-fn is_lora(name: &str) -> bool {
-    [".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", ".lokr_w1", ".hada_w1_a"]
-        .iter()
-        .any(|part| name.contains(part))
 }
 
 /// Models that people mistake for FLUX.1's parts, by a tensor that only they have.
@@ -139,7 +138,7 @@ impl Kind {
         }
     }
 
-    fn with_article(&self) -> String {
+    pub(crate) fn with_article(&self) -> String {
         let name = self.to_string();
         let article = if name.starts_with(['A', 'E', 'I', 'O', 'U']) { "an" } else { "a" };
         format!("{article} {name}")
@@ -251,7 +250,7 @@ impl Component {
         let advice = match kinds {
             [kind] => match (kind.component(), kind) {
                 (Some(component), _) => format!("pass it as {}", component.option()),
-                (None, Kind::Lora) => format!("give the {self} that it was made for"),
+                (None, Kind::Lora) => format!("pass it as --lora, beside the {self} that it was made for"),
                 (None, _) => "give a file of FLUX.1 [dev] or FLUX.1 Kontext [dev]".to_string(),
             },
             _ => format!("give a file that holds a {self}"),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{Module, Tensor};
 use retouch_kernels::{Activation, Kernels};
 
-use crate::{Matrix, Result, Weights};
+use crate::{Matrix, Result, Weights, lora::Added};
 
 /// `y = x W^T + b` over the last axis.
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ pub struct Linear {
     weight: Matrix,
     /// `[out]`.
     bias: Option<Tensor>,
+    /// Of LoRAs that are not merged into `weight`.
+    added: Option<Added>,
     kernels: &'static dyn Kernels,
 }
 
@@ -26,24 +28,37 @@ impl Linear {
 
     /// Reads `weight` `[out, in]` only.
     pub fn load_no_bias(weights: &Weights, input: usize, output: usize) -> Result<Self> {
-        Ok(Self { weight: weights.matrix((output, input), "weight")?, bias: None, kernels: weights.kernels() })
+        let weight = weights.matrix((output, input), "weight")?;
+        let added = match &weight {
+            Matrix::Dense(_) => None,
+            Matrix::Packed(_) => weights.added(output)?,
+        };
+        Ok(Self { weight, bias: None, added, kernels: weights.kernels() })
     }
 
     /// The layer that computes a range of the outputs alone; shares the parameters.
     pub fn outputs(&self, range: Range<usize>) -> candle_core::Result<Self> {
         let bias = self.bias.as_ref().map(|bias| bias.narrow(0, range.start, range.len())).transpose()?;
-        Ok(Self { weight: self.weight.rows(range)?, bias, kernels: self.kernels })
+        let added = self.added.as_ref().map(|added| added.outputs(&range)).transpose()?;
+        Ok(Self { weight: self.weight.rows(range)?, bias, added, kernels: self.kernels })
     }
 
     /// GELU (tanh form) of the layer's output.
     pub fn forward_gelu(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.weight.linear(self.kernels, x, self.bias.as_ref(), Activation::Gelu)
+        match &self.added {
+            None => self.weight.linear(self.kernels, x, self.bias.as_ref(), Activation::Gelu),
+            Some(_) => self.forward(x)?.gelu(),
+        }
     }
 }
 
 impl Module for Linear {
     /// `[..., in]` to `[..., out]`.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.weight.linear(self.kernels, x, self.bias.as_ref(), Activation::None)
+        let y = self.weight.linear(self.kernels, x, self.bias.as_ref(), Activation::None)?;
+        match &self.added {
+            None => Ok(y),
+            Some(added) => added.add_to(y, x),
+        }
     }
 }

@@ -14,8 +14,9 @@ use candle_nn::{VarBuilder, var_builder::SimpleBackend};
 use retouch_kernels::{Kernels, Packed, Part};
 
 use crate::{
-    Component, Encoding, Matrix, Result, Store, WeightsError,
+    Adapters, Component, Encoding, Matrix, Result, Store, WeightsError,
     convert::{self, Target},
+    lora::{Added, merge},
     naming::{Naming, Recipe},
 };
 
@@ -34,6 +35,7 @@ pub struct Weights {
     kernels: &'static dyn Kernels,
     quantisation: Option<(Component, Target)>,
     cancel: Option<Arc<AtomicBool>>,
+    adapters: Option<Arc<Adapters>>,
 }
 
 impl Weights {
@@ -48,6 +50,7 @@ impl Weights {
             kernels: retouch_kernels::for_device(device),
             quantisation: None,
             cancel: None,
+            adapters: None,
         }
     }
 
@@ -71,6 +74,14 @@ impl Weights {
     /// The same parameters, of which none is read any more once `cancel` is set: all of a large model take minutes.
     pub fn with_cancel(self, cancel: Arc<AtomicBool>) -> Self {
         Self { cancel: Some(cancel), ..self }
+    }
+
+    /// The same parameters changed by LoRAs, which were matched to them.
+    ///
+    /// What is dense when read has the changes merged: computed and added in f32, rounded once. Matrices that stay in
+    /// fewer bits stay as they are, and their layers add the changes to their outputs.
+    pub fn with_adapters(self, adapters: Arc<Adapters>) -> Self {
+        Self { adapters: Some(adapters), ..self }
     }
 
     pub fn dtype(&self) -> DType {
@@ -102,7 +113,11 @@ impl Weights {
 
     /// The shape of a parameter, if it is there; nothing is read.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.shape_of(&self.naming.recipe(&self.full_name(name)))
+        self.shape_by_full_name(&self.full_name(name))
+    }
+
+    pub(crate) fn shape_by_full_name(&self, full_name: &str) -> Option<Vec<usize>> {
+        self.shape_of(&self.naming.recipe(full_name))
     }
 
     /// Reads a parameter and checks its shape.
@@ -184,6 +199,12 @@ impl Weights {
         }
     }
 
+    /// What LoRAs add to the output of this layer of `out` outputs, if its matrix stays as it is.
+    pub(crate) fn added(&self, out: usize) -> Result<Option<Added>> {
+        let Some(adapters) = &self.adapters else { return Ok(None) };
+        Ok(Added::new(adapters.pieces(&self.full_name("weight"), self)?, out, self.dtype)?)
+    }
+
     /// A view of this place for modules written against candle's own [`VarBuilder`].
     pub fn var_builder(&self) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
@@ -194,6 +215,17 @@ impl Weights {
     }
 
     fn read(&self, shape: &Shape, full_name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        match &self.adapters {
+            Some(adapters) if adapters.change(full_name) => {
+                let parameter = self.read_unchanged(shape, full_name, DType::F32, device)?;
+                merge(&parameter, &adapters.pieces(full_name, self)?)?;
+                Ok(parameter.to_dtype(dtype)?)
+            }
+            _ => self.read_unchanged(shape, full_name, dtype, device),
+        }
+    }
+
+    fn read_unchanged(&self, shape: &Shape, full_name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         self.check_cancelled()?;
         let recipe = self.naming.recipe(full_name);
         // Against the header first: a file of another model is refused before gigabytes of it are read.

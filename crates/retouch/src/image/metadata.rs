@@ -158,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        OutputSize, ReferenceSize,
+        OutputSize, ReferenceSize, StoredLora,
         image::{OutputFormat, encode, read_image},
     };
 
@@ -188,6 +188,8 @@ mod tests {
             quantize: None,
             device: "cpu".to_string(),
             version: "0.1.0".to_string(),
+            loras: vec![StoredLora { file: "~/loras/stil:ø.safetensors".to_string(), scale: -0.75 }],
+            lora_partial: true,
         }
     }
 

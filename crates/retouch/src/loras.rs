@@ -1,0 +1,117 @@
+//! The LoRAs that a model is used with.
+
+use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::SystemTime};
+
+use candle_core::{DType, Device};
+use retouch_weights::{Adapters, Component, LoraFile};
+use serde::{Deserialize, Serialize};
+use tracing::debug;
+
+use crate::{
+    Error, Result,
+    paths::{from_stored, to_stored},
+    source::ModelFiles,
+};
+
+/// A LoRA, and how strongly it acts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lora {
+    /// A safetensors file.
+    pub file: PathBuf,
+    /// What its changes are multiplied by: 1 as it was trained, 0 not at all, negative the other way.
+    pub scale: f64,
+}
+
+/// A [`Lora`] as images store it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoredLora {
+    /// As [`crate::Parameters::model`] names files.
+    pub file: String,
+    pub scale: f64,
+}
+
+impl From<&Lora> for StoredLora {
+    fn from(lora: &Lora) -> Self {
+        Self { file: to_stored(&lora.file), scale: lora.scale }
+    }
+}
+
+impl From<&StoredLora> for Lora {
+    fn from(stored: &StoredLora) -> Self {
+        Self { file: from_stored(&stored.file), scale: stored.scale }
+    }
+}
+
+/// The components that LoRAs can change.
+const COMPONENTS: [Component; 3] = [Component::Transformer, Component::Clip, Component::T5];
+
+/// Open LoRAs, matched to a model's components.
+#[derive(Default)]
+pub(crate) struct Loras {
+    /// What they were opened from.
+    identity: Vec<Identity>,
+    partial: bool,
+    adapters: HashMap<Component, Arc<Adapters>>,
+}
+
+/// A file as it was when it was opened.
+#[derive(Debug, PartialEq)]
+struct Identity {
+    lora: Lora,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Loras {
+    /// Opens the files and checks that they fit the model; of the matrices nothing is read.
+    pub fn open(wanted: &[Lora], partial: bool, model: &ModelFiles) -> Result<Self> {
+        let identity = identities(wanted)?;
+        let weights = |component| match model.weights(component, DType::F32, &Device::Cpu) {
+            Ok(weights) => Ok(weights),
+            Err(Error::Weights(error)) => Err(error),
+            Err(other) => Err(retouch_weights::WeightsError::Unsupported {
+                what: component.to_string(),
+                reason: other.to_string(),
+            }),
+        };
+        let mut files = Vec::with_capacity(wanted.len());
+        for lora in wanted {
+            let file = LoraFile::open(&lora.file)?;
+            file.check_places(partial, weights)?;
+            debug!(file = file.name(), scale = lora.scale, description = ?file.describe(), "LoRA opened");
+            // Even one that does nothing was opened, so that a wrong name is noticed.
+            if lora.scale != 0.0 {
+                files.push((Arc::new(file), lora.scale));
+            }
+        }
+        let mut adapters = HashMap::new();
+        for component in COMPONENTS {
+            if files.iter().any(|(file, _)| file.changes(component)) {
+                adapters.insert(component, Arc::new(Adapters::new(&files, component, &weights(component)?)?));
+            }
+        }
+        Ok(Self { identity, partial, adapters })
+    }
+
+    /// Whether these are the files as they are now.
+    pub fn are(&self, wanted: &[Lora], partial: bool) -> Result<bool> {
+        Ok(self.partial == partial && self.identity == identities(wanted)?)
+    }
+
+    pub fn of(&self, component: Component) -> Option<Arc<Adapters>> {
+        self.adapters.get(&component).cloned()
+    }
+
+    pub fn change(&self, component: Component) -> bool {
+        self.adapters.contains_key(&component)
+    }
+}
+
+fn identities(wanted: &[Lora]) -> Result<Vec<Identity>> {
+    let identity = |lora: &Lora| {
+        let failed = |source| Error::Io { file: lora.file.display().to_string(), source };
+        let metadata = fs::metadata(&lora.file).map_err(failed)?;
+        Ok(Identity { lora: lora.clone(), bytes: metadata.len(), modified: metadata.modified().ok() })
+    };
+    wanted.iter().map(identity).collect()
+}
