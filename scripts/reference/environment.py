@@ -30,5 +30,5 @@ def versions():
     import platform
     from importlib.metadata import version
 
-    packages = ("torch", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors", "gguf", "numpy", "pillow", "scikit-image")
+    packages = ("torch", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors", "peft", "gguf", "numpy", "pillow", "scikit-image")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -100,7 +100,7 @@ def common():
         "transformer.target_modules": ["attn.to_k", "attn.to_q", "proj_mlp"],
         "text_encoder.r": 2, "text_encoder.lora_alpha": 3, "text_encoder.target_modules": ["q_proj", "fc1"],
     }  # fmt: skip
-    return out, {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
+    return out, {"lora_adapter_metadata": json.dumps(config)}  # alone: several come in random order
 
 
 def kohya_tensors(random, module, shape, rank, alpha):
@@ -112,9 +112,10 @@ def kohya():
     random, out = Random(3), {}
     for name, shape in layers(DOUBLE, SINGLE):
         out |= kohya_tensors(random, "lora_unet_" + name.replace(".", "_"), shape, 2, 1.0)
-    for name, shape in (("self_attn.v_proj", (0.5, 0.5)), ("mlp.fc2", (0.5, 1))):
+    # The reference knows the encoder's layers by having `out_proj` among them, and else loses those of the attention.
+    for name, shape in (("self_attn.v_proj", (0.5, 0.5)), ("self_attn.out_proj", (0.5, 0.5)), ("mlp.fc2", (0.5, 1))):
         out |= kohya_tensors(random, "lora_te1_" + f"{CLIP}.2.{name}".replace(".", "_"), shape, 2, 3.0)
-    # The reference leaves these layers' alphas out of account: they are made to have no effect.
+    # The reference leaves these layers' alphas out of account: they are made to have no effect. See also `with_prefix`.
     for name, shape in (("final_layer.linear", (1, 1)), ("final_layer.adaLN_modulation.1", (2, 1))):
         out |= kohya_tensors(random, "lora_unet_" + name.replace(".", "_"), shape, 2, 2.0)
     return out
@@ -219,6 +220,15 @@ def resized(function):
     return scope[function.__name__]
 
 
+def with_prefix(converter):
+    """The reference's converter forgets `transformer.` before kohya's layers outside of blocks, which then are skipped."""
+
+    def convert(state_dict):
+        return {k if k.startswith(("transformer.", "text_encoder.")) else f"transformer.{k}": v for k, v in converter(state_dict).items()}
+
+    return convert
+
+
 def load(pipe, tensors, metadata, adapter):
     """From a file in f32: PEFT would compute in bf16 with a file in bf16."""
     with tempfile.TemporaryDirectory() as folder:
@@ -241,8 +251,8 @@ def run(pipe):
 def main():
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
-    for name in ("_convert_kohya_flux_lora_to_diffusers", "_convert_fal_kontext_lora_to_diffusers"):
-        setattr(lora_pipeline, name, resized(getattr(conversion, name)))
+    lora_pipeline._convert_kohya_flux_lora_to_diffusers = with_prefix(resized(conversion._convert_kohya_flux_lora_to_diffusers))
+    lora_pipeline._convert_fal_kontext_lora_to_diffusers = resized(conversion._convert_fal_kontext_lora_to_diffusers)
     metadata = {"format": "pt"}
     formats = {
         "diffusers": diffusers_names(), "kohya": kohya(), "kohya_split": kohya_split(), "comfy": comfy(), "fal": fal(), "xlabs": xlabs(),

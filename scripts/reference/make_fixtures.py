@@ -6,6 +6,7 @@ import shutil
 
 import images
 import kontext
+import loras
 import quantised
 import single_files
 import small_buckets
@@ -31,6 +32,7 @@ def main():
     for module in SMALL:
         module.main()
     kontext.main(list(CASES))
+    loras.main()
     images.main()
     (FIXTURES / "versions.json").write_text(json.dumps(environment.versions(), indent=1) + "\n")
     for path in FIXTURES.rglob("*.safetensors"):  # safetensors makes its files private

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use retouch::{
-    Control, EditRequest, EditResult, EditedImage, Engine, EngineOptions, Error, Lora, ModelSource, Observer,
-    Parameters, Seeds, StoredLora, Timings,
+    Control, EditRequest, EditResult, EditedImage, Engine, EngineOptions, Error, ModelSource, Observer, Parameters,
+    Seeds, Timings,
     image::{RgbImage, read_parameters, sha256},
 };
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::{
     console::Console,
     failure::{Failure, Result},
     files::{self, Output, display},
-    profile,
+    lora, profile,
     progress::{DownloadProgress, EditProgress},
     settings::SettingsArgs,
 };
@@ -77,7 +77,7 @@ fn repeat(
     let batch = stored.batch.filter(|_| common.settings.seed.is_empty() && common.settings.num_images.is_none());
     let guidance = common.settings.guidance.is_none();
     if common.settings.lora.is_none() {
-        check_loras(from, &stored)?;
+        lora::check_stored(from, &stored)?;
     }
     common.settings = common.settings.or(&SettingsArgs::from(&stored));
     common.run.device = common.run.device.or_else(|| stored.device.parse().ok());
@@ -91,26 +91,6 @@ fn repeat(
     }
     let stored = Stored { model, image: batch.map(|(image, _)| image), guidance };
     run_one(request, source, stored, common, console)
-}
-
-/// A sentence for LoRAs that are no longer where they were.
-fn check_loras(from: &Path, stored: &Parameters) -> Result<()> {
-    let gone = stored.loras.iter().find(|lora| !Lora::from(*lora).file.is_file());
-    match gone {
-        None => Ok(()),
-        Some(gone) => Err(Failure::Failed(format!(
-            "{}: the LoRA that it was made with ({}) is no longer there; give all of its LoRAs where they are now: {}",
-            display(from),
-            gone.file,
-            stored.loras.iter().map(lora_flag).collect::<Vec<_>>().join(" "),
-        ))),
-    }
-}
-
-fn lora_flag(lora: &StoredLora) -> String {
-    let path = Path::new(&lora.file);
-    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    format!("--lora {name}:{}", lora.scale)
 }
 
 /// The image that `from` was made from: of its stored name, and of the same pixels.
@@ -161,6 +141,9 @@ fn run_one(
     let images = if stored.image.is_some() { 1 } else { request.seeds.images() };
     if run.keep_loaded && images == 1 {
         return Failure::usage("--keep-loaded acts only between several images; leave it out or ask for more");
+    }
+    if request.lora_partial && request.loras.is_empty() {
+        return Failure::usage("--lora-partial acts only with a LoRA; give one by --lora, or leave it out");
     }
     let path = source.as_ref().map(|source| source.path.as_path());
     let place = Output::plan(&output, output.output.as_deref(), path, images)?;

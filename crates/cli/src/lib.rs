@@ -11,6 +11,7 @@ mod edit;
 mod failure;
 mod files;
 mod info;
+mod lora;
 mod models;
 mod profile;
 mod progress;

@@ -3,10 +3,13 @@
 use std::{fmt::Display, str::FromStr};
 
 use clap::{Args, ValueHint};
-use retouch::{EditRequest, Lora, OutputSize, Parameters, ReferenceSize, Seeds};
+use retouch::{EditRequest, OutputSize, Parameters, ReferenceSize, Seeds};
 use serde::{Deserialize, Deserializer};
 
-use crate::failure::{Failure, Result};
+use crate::{
+    failure::{Failure, Result},
+    lora::LoraArg,
+};
 
 /// What can be asked beside image and prompt; everything left out is the model's choice.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -53,7 +56,7 @@ pub struct SettingsArgs {
     pub reference_size: Option<ReferenceRule>,
     /// A LoRA for this edit, e.g. `style.safetensors:0.8`, with the scale 1 where none is given; repeatable
     #[arg(long, value_name = "FILE[:SCALE]", value_hint = ValueHint::FilePath)]
-    #[serde(deserialize_with = "loras")]
+    #[serde(deserialize_with = "crate::lora::deserialize")]
     pub lora: Option<Vec<LoraArg>>,
     /// Use what fits of a LoRA whose tensors do not all have a place in the model, instead of refusing it
     #[arg(long)]
@@ -179,26 +182,6 @@ impl From<&Parameters> for SettingsArgs {
     }
 }
 
-/// [`Lora`] as text: the file, and its scale after a colon.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraArg(pub Lora);
-
-impl FromStr for LoraArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        // A name can have colons of its own: only a number after the last one is a scale.
-        let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
-        let (file, scale) = scaled.unwrap_or((text, 1.0));
-        if file.is_empty() {
-            return Err(
-                "give a file, and after it a scale if it should not be 1, e.g. style.safetensors:0.8".to_string()
-            );
-        }
-        Ok(Self(Lora { file: file.into(), scale }))
-    }
-}
-
 /// Width over height.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AspectRatio(pub f64);
@@ -265,26 +248,8 @@ macro_rules! deserialize_from_text {
 }
 deserialize_from_text!(AspectRatio, SizeRule, ReferenceRule);
 
-fn from_text<T: FromStr<Err: Display>, E: serde::de::Error>(text: &str) -> std::result::Result<T, E> {
+pub fn from_text<T: FromStr<Err: Display>, E: serde::de::Error>(text: &str) -> std::result::Result<T, E> {
     text.parse().map_err(|reason| E::custom(format!("`{text}`: {reason}")))
-}
-
-fn loras<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Vec<LoraArg>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Loras {
-        One(String),
-        Several(Vec<String>),
-    }
-    let texts = match Option::<Loras>::deserialize(deserializer) {
-        Ok(None) => return Ok(None),
-        Ok(Some(Loras::One(text))) => vec![text],
-        Ok(Some(Loras::Several(texts))) => texts,
-        Err(_) => {
-            return Err(serde::de::Error::custom("lora is a text like `style.safetensors:0.8`, or a list of them"));
-        }
-    };
-    texts.iter().map(|text| from_text(text)).collect::<std::result::Result<_, _>>().map(Some)
 }
 
 fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
@@ -371,27 +336,6 @@ mod tests {
         assert_eq!(listed.seeds().unwrap(), Seeds::Each(vec![5, 9]));
         let clash = settings(r#"{"num_images": 3}"#).or(&settings(r#"{"seed": [1, 2]}"#));
         assert!(matches!(clash.seeds(), Err(Failure::Usage(_))));
-    }
-
-    #[test]
-    fn a_lora_has_a_file_and_a_scale() {
-        let lora = |text: &str| text.parse::<LoraArg>().map(|LoraArg(lora)| (lora.file, lora.scale)).unwrap();
-        assert_eq!(lora("a.safetensors"), ("a.safetensors".into(), 1.0));
-        assert_eq!(lora("a.safetensors:0.8"), ("a.safetensors".into(), 0.8));
-        assert_eq!(lora("dir/a:b:-2"), ("dir/a:b".into(), -2.0));
-        assert_eq!(lora(r"C:\a.safetensors"), (r"C:\a.safetensors".into(), 1.0));
-        assert!("".parse::<LoraArg>().is_err() && ":1".parse::<LoraArg>().is_err());
-        for (json, count) in [("{}", 0), (r#"{"lora": "a:0.5"}"#, 1), (r#"{"lora": ["a", "b:2"]}"#, 2)] {
-            assert_eq!(request(json).loras.len(), count, "{json}");
-        }
-        // A list of none takes away those of the flags.
-        let flags = settings(r#"{"lora": "a", "lora_partial": true}"#);
-        assert_eq!(settings("{}").or(&flags).lora.map(|loras| loras.len()), Some(1));
-        assert_eq!(settings(r#"{"lora": []}"#).or(&flags).lora.map(|loras| loras.len()), Some(0));
-        for json in [r#"{"lora": "a:NaN"}"#, r#"{"lora": "a:inf"}"#, r#"{"lora": "a:1000"}"#] {
-            assert!(matches!(settings(json).request(String::new()), Err(Failure::Usage(_))), "{json}");
-        }
-        assert!(serde_json::from_str::<SettingsArgs>(r#"{"lora": 3}"#).is_err());
     }
 
     #[test]

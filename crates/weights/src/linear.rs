@@ -58,7 +58,7 @@ impl Module for Linear {
         let y = self.weight.linear(self.kernels, x, self.bias.as_ref(), Activation::None)?;
         match &self.added {
             None => Ok(y),
-            Some(added) => added.add_to(y, x),
+            Some(added) => added.add_to(y, x, self.kernels),
         }
     }
 }

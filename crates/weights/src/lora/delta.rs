@@ -89,7 +89,7 @@ fn swap_halves(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `x w^T` over the last axis.
-pub fn times_transposed(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+fn times_transposed(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let width = x.dim(D::Minus1)?;
     let y = x.contiguous()?.reshape(((), width))?.matmul(&w.t()?)?;

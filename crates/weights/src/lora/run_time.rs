@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use candle_core::{D, DType, Result, Tensor};
+use retouch_kernels::{Activation, Kernels};
 
-use super::delta::{Delta, Piece, times_transposed};
+use super::delta::{Delta, Piece};
 
 /// What is added to a linear layer's output `[..., out]`, from its input `[..., in]`.
 #[derive(Debug, Clone)]
@@ -44,10 +45,10 @@ impl Added {
     }
 
     /// Adds to `y` `[..., out]` what `x` `[..., in]` gives.
-    pub fn add_to(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
-        let mut y = y;
+    pub fn add_to(&self, mut y: Tensor, x: &Tensor, kernels: &dyn Kernels) -> Result<Tensor> {
+        let times = |x: &Tensor, matrix: &Tensor| kernels.linear(x, matrix, None, Activation::None);
         if let Some((up, down)) = &self.low_rank {
-            y = (y + times_transposed(&times_transposed(x, down)?, up)?)?;
+            y = (y + times(&times(x, down)?, up)?)?;
         }
         for Other { delta, from, to } in &self.others {
             let part = delta.forward(x)?.narrow(D::Minus1, from.start, from.len())?;
@@ -77,6 +78,7 @@ impl Added {
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
+    use retouch_kernels::for_device;
 
     use super::*;
 
@@ -90,16 +92,17 @@ mod tests {
         ];
         let Some(added) = Added::new(pieces, 8, DType::F32)? else { panic!("nothing is added") };
         let (x, zero) = (random(5, 6)?, Tensor::zeros((5, 8), DType::F32, &Device::Cpu)?);
-        let all = added.add_to(zero.clone(), &x)?;
+        let kernels = for_device(&Device::Cpu);
+        let all = added.add_to(zero.clone(), &x, kernels)?;
         for range in [0..8, 0..3, 1..2, 3..7, 6..8] {
             let part = zero.narrow(1, range.start, range.len())?;
-            let found = added.outputs(&range)?.add_to(part, &x)?;
+            let found = added.outputs(&range)?.add_to(part, &x, kernels)?;
             let difference = (found - all.narrow(1, range.start, range.len())?)?.abs()?.max_all()?;
             // The same products in another grouping: a few roundings of numbers below 30.
             assert!(difference.to_scalar::<f32>()? < 1e-5, "{range:?}");
         }
         // A range of a range.
-        let twice = added.outputs(&(1..7))?.outputs(&(2..5))?.add_to(zero.narrow(1, 0, 3)?, &x)?;
+        let twice = added.outputs(&(1..7))?.outputs(&(2..5))?.add_to(zero.narrow(1, 0, 3)?, &x, kernels)?;
         assert!((twice - all.narrow(1, 3, 3)?)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
         Ok(())
     }
