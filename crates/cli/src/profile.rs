@@ -41,7 +41,7 @@ pub fn table(profile: &Profile) -> Vec<String> {
     }
     line("all", None, time, flops, None);
     lines.push(format!(
-        "floor: {:.3} s for all matrix products at {:.3} TFLOP/s, a linear layer's best here",
+        "floor: {:.3} s for all products at {:.3} TFLOP/s, a linear layer's best here",
         flops / peak,
         peak / 1e12
     ));
