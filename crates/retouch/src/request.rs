@@ -290,8 +290,8 @@ impl EditRequest {
                 "a negative prompt acts only with a true-cfg above 1, e.g. 2.0; give both or neither".into(),
             );
         }
-        if let Some(lora) = self.loras.iter().find(|lora| !(lora.scale.abs() <= MAX_LORA_SCALE)) {
-            let Lora { file, scale } = lora;
+        let usable = |lora: &&Lora| (-MAX_LORA_SCALE..=MAX_LORA_SCALE).contains(&lora.scale);
+        if let Some(Lora { file, scale }) = self.loras.iter().find(|lora| !usable(lora)) {
             let file = file.display();
             return refuse(format!("the scale of {file} is {scale}; give a number from -100 to 100, mostly 0 to 1"));
         }
