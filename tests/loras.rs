@@ -13,7 +13,7 @@ use candle_core::{
 use image::RgbImage;
 use retouch::{
     DeviceChoice, EditRequest, Engine, EngineOptions, Lora, ModelSource, NoProgress, OutputSize, Precision,
-    ReferenceSize, Seeds, Silent,
+    ReferenceSize, Seeds, Silent, Target,
 };
 use serde::Deserialize;
 use support::fixtures;
@@ -47,10 +47,12 @@ fn tiny_model() -> ModelSource {
     ModelSource { base: Some(fixtures().join("tiny-kontext").display().to_string()), ..Default::default() }
 }
 
+fn options(precision: Precision, keep_loaded: bool) -> EngineOptions {
+    EngineOptions { device: DeviceChoice::Cpu, precision: Some(precision), keep_loaded, ..Default::default() }
+}
+
 fn engine(source: &ModelSource, precision: Precision, keep_loaded: bool) -> Engine {
-    let options =
-        EngineOptions { device: DeviceChoice::Cpu, precision: Some(precision), keep_loaded, ..Default::default() };
-    Engine::open(source, options, &mut NoProgress).unwrap()
+    Engine::open(source, options(precision, keep_loaded), &mut NoProgress).unwrap()
 }
 
 /// The case `min` of the reference's calls, with LoRAs.
@@ -166,15 +168,24 @@ fn quantised_matrices_have_the_loras_beside_them() {
     }
 }
 
-/// bf16 keeps 8 bits of a sum: the LoRAs' results must be about as far from f32 as the model's own are.
+/// Merged into bf16 weights, beside weights that become 8 bits in memory: as far from f32 as the model without LoRAs is.
 #[test]
-fn bf16_rounds_once() {
-    let mut engine = engine(&tiny_model(), Precision::Bf16, true);
+fn loras_round_no_worse_than_the_weights_do() {
     let expected = expected();
-    let own = distance(&run(&mut engine, &[]), &of(&expected, "none"));
-    for case in cases() {
-        let error = distance(&run(&mut engine, &case.loras), &of(&expected, &case.name));
-        assert!(error < 2.0 * own, "{}: {error} against {own} without LoRAs", case.name);
+    let quantised = |target| EngineOptions { quantize: Some(target), ..options(Precision::F32, true) };
+    for (how, options) in [
+        ("bf16", options(Precision::Bf16, true)),
+        ("q8_0", quantised(Target::Blocks(GgmlDType::Q8_0))),
+        ("fp8", quantised(Target::Fp8Scaled)),
+    ] {
+        let mut engine = Engine::open(&tiny_model(), options, &mut NoProgress).unwrap();
+        let own = distance(&run(&mut engine, &[]), &of(&expected, "none"));
+        for case in cases() {
+            let error = distance(&run(&mut engine, &case.loras), &of(&expected, &case.name));
+            eprintln!("{how} {}: {error:.4} against {own:.4}", case.name);
+            // Each rounding falls another way: twice the distance is still the weights' own.
+            assert!(error < 2.0 * own, "{how} {}: {error} against {own} without LoRAs", case.name);
+        }
     }
 }
 
