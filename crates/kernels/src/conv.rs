@@ -1,5 +1,7 @@
 //! What a convolution sees of its input.
 
+use std::ops::Range;
+
 /// The pixels of the input that make one pixel of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Window {
@@ -37,5 +39,14 @@ impl Window {
             Self::Doubling => (out + tap).checked_sub(1).map(|source| source / 2),
         };
         source.filter(|&source| source < size)
+    }
+
+    /// What makes the output's rows `out` of an input of `size` rows: the input's rows that they meet, and how many rows
+    /// of the output of these alone come before.
+    pub fn reach(self, out: Range<usize>, size: usize) -> (Range<usize>, usize) {
+        let met = |row: usize| (0..self.kernel()).filter_map(move |tap| self.source(row, tap, size));
+        let first = met(out.start).min().unwrap_or_default();
+        let end = met(out.end.saturating_sub(1)).max().map_or(size, |last| last + 1);
+        (first..end, out.start - self.out_size(first))
     }
 }

@@ -23,6 +23,7 @@ mod cpu;
 pub mod cuda;
 mod fp8;
 mod metal;
+mod moments;
 mod packed;
 pub mod portable;
 mod profile;
@@ -33,6 +34,7 @@ use candle_core::{Device, Result, Tensor};
 
 pub use conv::Window;
 pub use fp8::Fp8;
+pub use moments::Moments;
 pub use packed::{Packed, Part};
 pub use profile::{Operation, Profiled, Total};
 
@@ -136,6 +138,26 @@ pub trait Kernels: Debug + Send + Sync {
         silu: bool,
     ) -> Result<Tensor> {
         portable::group_norm(x, weight, bias, groups, epsilon, silu)
+    }
+
+    /// What [`Self::group_norm`] gathers of `x` before it writes anything.
+    ///
+    /// `x` `[batch, channels, height, width]`, whole images or a part of their rows.
+    fn group_moments(&self, x: &Tensor, groups: usize) -> Result<Moments> {
+        portable::group_moments(x, groups)
+    }
+
+    /// [`Self::group_norm`] of a part of an image, by the moments of the whole one.
+    fn group_norm_by(
+        &self,
+        x: &Tensor,
+        moments: &Moments,
+        weight: &Tensor,
+        bias: &Tensor,
+        epsilon: f64,
+        silu: bool,
+    ) -> Result<Tensor> {
+        portable::group_norm_by(x, moments, weight, bias, epsilon, silu)
     }
 
     /// A convolution plus `residual` (of the output's shape).

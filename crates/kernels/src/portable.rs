@@ -1,8 +1,8 @@
 //! The definition of each operation in candle's own operations; [`crate::Kernels`] says what they compute.
 
-use candle_core::{D, DType, Module, Result, Tensor};
+use candle_core::{D, DType, Device, Module, Result, Tensor, bail};
 
-use crate::{Activation, Packed, Rotation, Stream, Window};
+use crate::{Activation, Moments, Packed, Rotation, Stream, Window};
 
 /// Of the norms inside the blocks.
 pub(crate) const EPSILON: f64 = 1e-6;
@@ -129,6 +129,45 @@ pub fn group_norm(
 ) -> Result<Tensor> {
     let channels = weight.elem_count();
     let y = candle_nn::GroupNorm::new(weight.clone(), bias.clone(), channels, groups, epsilon)?.forward(x)?;
+    if silu { y.silu() } else { Ok(y) }
+}
+
+/// `[batch, groups, values]`, in f32 where the values are of a narrower dtype.
+fn grouped(x: &Tensor, groups: usize) -> Result<Tensor> {
+    let (batch, channels, _, _) = x.dims4()?;
+    if groups == 0 || channels % groups != 0 {
+        bail!("{groups} groups over {channels} channels")
+    }
+    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    x.to_dtype(wide)?.reshape((batch, groups, ()))
+}
+
+pub fn group_moments(x: &Tensor, groups: usize) -> Result<Moments> {
+    let x = grouped(x, groups)?;
+    let mean = x.mean_keepdim(2)?;
+    let variance = x.broadcast_sub(&mean)?.sqr()?.mean(2)?;
+    let values = |x: Tensor| x.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let groups = values(mean)?.into_iter().zip(values(variance)?).collect();
+    Ok(Moments { count: x.dim(2)? as f64, groups })
+}
+
+pub fn group_norm_by(
+    x: &Tensor,
+    moments: &Moments,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f64,
+    silu: bool,
+) -> Result<Tensor> {
+    let batch = x.dim(0)?;
+    let wide = grouped(x, moments.groups.len() / batch.max(1))?;
+    let (means, inverses): (Vec<f64>, Vec<f64>) = moments.normalisers(epsilon).unzip();
+    let per_group = |values| Tensor::from_vec(values, (batch, (), 1), &Device::Cpu);
+    let per_group = |values| per_group(values)?.to_dtype(wide.dtype())?.to_device(x.device());
+    let normed = wide.broadcast_sub(&per_group(means)?)?.broadcast_mul(&per_group(inverses)?)?;
+    let normed = normed.reshape(x.shape())?.to_dtype(x.dtype())?;
+    let per_channel = |x: &Tensor| x.reshape((1, (), 1, 1));
+    let y = normed.broadcast_mul(&per_channel(weight)?)?.broadcast_add(&per_channel(bias)?)?;
     if silu { y.silu() } else { Ok(y) }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::{Activation, Kernels, Packed, Rotation, Stream, Window, for_device};
+use crate::{Activation, Kernels, Moments, Packed, Rotation, Stream, Window, for_device};
 
 /// What is told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -189,6 +189,23 @@ impl Kernels for Profiled {
         silu: bool,
     ) -> Result<Tensor> {
         self.clock(Operation::GroupNorm, 0.0, &[x], |k| k.group_norm(x, weight, bias, groups, epsilon, silu))
+    }
+
+    fn group_moments(&self, x: &Tensor, groups: usize) -> Result<Moments> {
+        self.inner.group_moments(x, groups)
+    }
+
+    fn group_norm_by(
+        &self,
+        x: &Tensor,
+        moments: &Moments,
+        weight: &Tensor,
+        bias: &Tensor,
+        epsilon: f64,
+        silu: bool,
+    ) -> Result<Tensor> {
+        let run = |k: &dyn Kernels| k.group_norm_by(x, moments, weight, bias, epsilon, silu);
+        self.clock(Operation::GroupNorm, 0.0, &[x], run)
     }
 
     fn conv2d(

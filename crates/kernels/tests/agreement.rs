@@ -315,6 +315,37 @@ fn group_norm() {
         for silu in [false, true] {
             let name = format!("group norm {channels} in {groups}, {height}x{width}, SiLU {silu}");
             agree(&name, 2e-5, &inputs, |k, x| k.group_norm(&x[0], &x[1], &x[2], groups, 1e-6, silu));
+            if height == 1 {
+                continue;
+            }
+            // The rows of an image in two parts, each by the moments of both.
+            agree(&format!("{name}, in parts"), 2e-5, &inputs, |k, x| {
+                let (upper, lower) = (x[0].narrow(2, 0, height / 2)?, x[0].narrow(2, height / 2, height.div_ceil(2))?);
+                let moments = k.group_moments(&upper, groups)?.and(&k.group_moments(&lower, groups)?);
+                let part = |part: &Tensor| k.group_norm_by(part, &moments, &x[1], &x[2], 1e-6, silu);
+                Tensor::cat(&[part(&upper)?, part(&lower)?], 2)
+            });
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_convolution_equal_those_of_the_whole() {
+    for window in [Window::Point, Window::Same, Window::Halving, Window::Doubling] {
+        let (height, width) = (14, 6);
+        let side = window.kernel();
+        let inputs = [random((1, 3, height, width)), random((2, 3, side, side)), random(2)];
+        for (first, last) in [(0, 0), (0, 3), (1, 1), (2, 4), (3, 6), (5, 6), (0, 6)] {
+            agree(&format!("{window:?} {first}..={last}"), 3e-6, &inputs, |k, x| {
+                let all = k.conv2d(&x[0], &x[1], &x[2], None, window)?;
+                // Only the definition computes in f64: it takes the whole, the device under test the rows alone.
+                if x[0].dtype() == DType::F64 {
+                    return all.narrow(2, first, last + 1 - first);
+                }
+                let (rows, before) = window.reach(first..last + 1, height);
+                let part = x[0].narrow(2, rows.start, rows.len())?.contiguous()?;
+                k.conv2d(&part, &x[1], &x[2], None, window)?.narrow(2, before, last + 1 - first)
+            });
         }
     }
 }
@@ -369,5 +400,6 @@ fn shapes_that_do_not_fit_are_refused() {
         ] {
             assert!(result.is_err(), "{what} on {place}");
         }
+        assert!(kernels.group_moments(&image, 3).is_err(), "groups of moments on {place}");
     }
 }

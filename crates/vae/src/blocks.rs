@@ -4,7 +4,7 @@ use candle_core::{Module, Result, Tensor};
 use retouch_kernels::{Kernels, Window};
 use retouch_weights::{Linear, Weights};
 
-use crate::{VaeConfig, conv::Conv2d, norm::GroupNorm};
+use crate::{Tiling, VaeConfig, conv::Conv2d, norm::GroupNorm};
 
 /// Two convolutions beside a shortcut.
 ///
@@ -35,13 +35,9 @@ impl Resnet {
     }
 
     /// `[b, input, h, w]` to `[b, output, h, w]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        let y = self.norm2.forward_silu(&y)?;
-        match &self.shortcut {
-            Some(shortcut) => self.conv2.forward_plus(&y, &shortcut.forward(x)?),
-            None => self.conv2.forward_plus(&y, x),
-        }
+    pub fn forward(&self, x: Tensor, tiling: &Tiling) -> Result<Tensor> {
+        let y = tiling.layer(&x, Some(&self.norm1), &self.conv1)?;
+        tiling.finish(y, &self.norm2, &self.conv2, x, self.shortcut.as_ref())
     }
 }
 
@@ -103,14 +99,14 @@ impl MidBlock {
         })
     }
 
-    /// `[b, channels, h, w]` to the same.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.first.forward(x)?;
+    /// `[b, channels, h, w]` to the same; always at once, as every pixel attends to all.
+    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
+        let x = self.first.forward(x, &Tiling::Whole)?;
         let x = match &self.attention {
             Some(attention) => attention.forward(&x)?,
             None => x,
         };
-        self.second.forward(&x)
+        self.second.forward(x, &Tiling::Whole)
     }
 }
 
@@ -137,10 +133,10 @@ impl DownBlock {
     }
 
     /// `[b, input, h, w]` to `[b, output, h / 2, w / 2]`, or with the size kept for the last one.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.resnets.iter().try_fold(x.clone(), |x, resnet| resnet.forward(&x))?;
+    pub fn forward(&self, x: Tensor, tiling: &Tiling) -> Result<Tensor> {
+        let x = self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(x, tiling))?;
         match &self.downsample {
-            Some(conv) => conv.forward(&x),
+            Some(conv) => tiling.layer(&x, None, conv),
             None => Ok(x),
         }
     }
@@ -170,10 +166,10 @@ impl UpBlock {
     }
 
     /// `[b, input, h, w]` to `[b, output, 2 * h, 2 * w]`, or with the size kept for the last one.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.resnets.iter().try_fold(x.clone(), |x, resnet| resnet.forward(&x))?;
+    pub fn forward(&self, x: Tensor, tiling: &Tiling) -> Result<Tensor> {
+        let x = self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(x, tiling))?;
         match &self.upsample {
-            Some(conv) => conv.forward(&x),
+            Some(conv) => tiling.layer(&x, None, conv),
             None => Ok(x),
         }
     }

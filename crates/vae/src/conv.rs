@@ -1,6 +1,6 @@
 //! Convolutions over images `[batch, channels, height, width]`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use retouch_kernels::{Kernels, Window};
 use retouch_weights::Weights;
 
@@ -29,5 +29,19 @@ impl Conv2d {
     /// The same plus `residual`, which has the output's shape.
     pub fn forward_plus(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         self.kernels.conv2d(x, &self.weight, &self.bias, Some(residual), self.window)
+    }
+
+    pub fn window(&self) -> Window {
+        self.window
+    }
+
+    /// Channels of the output.
+    pub fn outputs(&self) -> usize {
+        self.bias.elem_count()
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.weight.device()
     }
 }

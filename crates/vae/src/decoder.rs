@@ -3,7 +3,7 @@ use retouch_kernels::Window;
 use retouch_weights::Weights;
 
 use crate::{
-    VaeConfig,
+    Tiling, VaeConfig,
     blocks::{MidBlock, UpBlock},
     conv::Conv2d,
     norm::GroupNorm,
@@ -15,6 +15,7 @@ use crate::{
 pub struct VaeDecoder {
     config: VaeConfig,
     dtype: DType,
+    tiling: Tiling,
     conv_in: Conv2d,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
@@ -45,8 +46,14 @@ impl VaeDecoder {
             conv_norm_out: GroupNorm::load(&weights.pp("conv_norm_out"), config.norm_num_groups, last)?,
             conv_out: Conv2d::load(&weights.pp("conv_out"), last, config.out_channels, Window::Same)?,
             dtype: weights.dtype(),
+            tiling: Tiling::Whole,
             config: config.clone(),
         })
+    }
+
+    /// The same, going over images in another way than at once.
+    pub fn with_tiling(self, tiling: Tiling) -> Self {
+        Self { tiling, ..self }
     }
 
     /// The image of latents as the flow transformer makes them (shifted and scaled).
@@ -64,8 +71,10 @@ impl VaeDecoder {
             )
         }
         let z = ((latents.to_dtype(self.dtype)? / self.config.scaling_factor)? + self.config.shift())?;
-        let x = self.mid_block.forward(&self.conv_in.forward(&z)?)?;
-        let x = self.up_blocks.iter().try_fold(x, |x, block| block.forward(&x))?;
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?.to_dtype(latents.dtype())
+        let tiling = &self.tiling;
+        let x = tiling.at_home(self.mid_block.forward(self.conv_in.forward(&z)?)?)?;
+        let x = self.up_blocks.iter().try_fold(x, |x, block| block.forward(x, tiling))?;
+        let x = tiling.layer(&x, Some(&self.conv_norm_out), &self.conv_out)?;
+        x.to_device(latents.device())?.to_dtype(latents.dtype())
     }
 }

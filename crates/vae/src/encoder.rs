@@ -3,7 +3,7 @@ use retouch_kernels::Window;
 use retouch_weights::Weights;
 
 use crate::{
-    VaeConfig,
+    Tiling, VaeConfig,
     blocks::{DownBlock, MidBlock},
     conv::Conv2d,
     norm::GroupNorm,
@@ -15,6 +15,7 @@ use crate::{
 pub struct VaeEncoder {
     config: VaeConfig,
     dtype: DType,
+    tiling: Tiling,
     conv_in: Conv2d,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
@@ -45,8 +46,14 @@ impl VaeEncoder {
             // Mean and logarithm of the variance of each latent.
             conv_out: Conv2d::load(&weights.pp("conv_out"), last, 2 * config.latent_channels, Window::Same)?,
             dtype: weights.dtype(),
+            tiling: Tiling::Whole,
             config: config.clone(),
         })
+    }
+
+    /// The same, going over images in another way than at once.
+    pub fn with_tiling(self, tiling: Tiling) -> Self {
+        Self { tiling, ..self }
     }
 
     /// The most likely latents of an image (the posterior's mode, no sample), shifted and scaled as the flow
@@ -65,9 +72,10 @@ impl VaeEncoder {
                  and sides that are multiples of {factor}"
             )
         }
-        let x = self.conv_in.forward(&pixels.to_dtype(self.dtype)?)?;
-        let x = self.down_blocks.iter().try_fold(x, |x, block| block.forward(&x))?;
-        let x = self.mid_block.forward(&x)?;
+        let tiling = &self.tiling;
+        let x = tiling.layer(&tiling.at_home(pixels.to_dtype(self.dtype)?)?, None, &self.conv_in)?;
+        let x = self.down_blocks.iter().try_fold(x, |x, block| block.forward(x, tiling))?;
+        let x = self.mid_block.forward(x.to_device(self.conv_in.device())?)?;
         let moments = self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?; // [b, 2 * latent, h / f, w / f]
         let mean = moments.narrow(1, 0, self.config.latent_channels)?;
         ((mean - self.config.shift())? * self.config.scaling_factor)?.to_dtype(pixels.dtype())

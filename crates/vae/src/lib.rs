@@ -15,7 +15,9 @@ mod conv;
 mod decoder;
 mod encoder;
 mod norm;
+mod tiling;
 
 pub use config::VaeConfig;
 pub use decoder::VaeDecoder;
 pub use encoder::VaeEncoder;
+pub use tiling::Tiling;

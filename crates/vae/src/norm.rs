@@ -1,7 +1,7 @@
 //! Group normalisation.
 
 use candle_core::{Result, Tensor};
-use retouch_kernels::Kernels;
+use retouch_kernels::{Kernels, Moments};
 use retouch_weights::Weights;
 
 /// Source: `eps=1e-6` in every normalisation of diffusers' `models/autoencoders/vae.py`.
@@ -30,5 +30,14 @@ impl GroupNorm {
     /// The same followed by SiLU, `x * sigmoid(x)`.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
         self.kernels.group_norm(x, &self.weight, &self.bias, self.groups, EPSILON, true)
+    }
+
+    /// [`Self::forward_silu`] of a part of an image, by the moments of the whole one.
+    pub fn forward_silu_by(&self, x: &Tensor, moments: &Moments) -> Result<Tensor> {
+        self.kernels.group_norm_by(x, moments, &self.weight, &self.bias, EPSILON, true)
+    }
+
+    pub fn groups(&self) -> usize {
+        self.groups
     }
 }

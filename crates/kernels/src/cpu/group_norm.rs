@@ -7,6 +7,7 @@ use super::{
     simd::{silu, vectorised},
     view::{View, narrowed, vector, widened},
 };
+use crate::Moments;
 
 pub fn group_norm(
     x: &Tensor,
@@ -16,36 +17,72 @@ pub fn group_norm(
     epsilon: f64,
     silu: bool,
 ) -> Result<Tensor> {
+    let wide = widened(x)?.contiguous()?;
+    let moments = group_moments(&wide, groups)?;
+    let y = normalised(&wide, &moments, weight, bias, epsilon, silu)?;
+    narrowed(y, x.shape(), x.dtype())
+}
+
+pub fn group_norm_by(
+    x: &Tensor,
+    moments: &Moments,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f64,
+    silu: bool,
+) -> Result<Tensor> {
+    let y = normalised(&widened(x)?.contiguous()?, moments, weight, bias, epsilon, silu)?;
+    narrowed(y, x.shape(), x.dtype())
+}
+
+pub fn group_moments(x: &Tensor, groups: usize) -> Result<Moments> {
     let (_, channels, height, width) = x.dims4()?;
     if groups == 0 || channels % groups != 0 {
         bail!("{groups} groups over {channels} channels")
     }
-    let (weight, bias) = (vector(weight, channels, "a scale")?, vector(bias, channels, "a shift")?);
+    let group = channels / groups * height * width;
     let wide = widened(x)?.contiguous()?;
     let view = View::of(&wide);
     let data = &view.floats()?[..x.elem_count()];
-    let plane = height * width;
-    let group = channels / groups * plane;
-    // Per group of each image: mean, and what to multiply with.
-    let statistics: Vec<(f64, f64)> =
-        data.par_chunks(group).map(|group| vectorised(|| statistics(group, epsilon))).collect();
+    let groups = data.par_chunks(group).map(|group| vectorised(|| mean_and_variance(group))).collect();
+    Ok(Moments { count: group as f64, groups })
+}
+
+/// `x` is contiguous and f32.
+fn normalised(
+    x: &Tensor,
+    moments: &Moments,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f64,
+    silu: bool,
+) -> Result<Vec<f32>> {
+    let (batch, channels, height, width) = x.dims4()?;
+    let groups = moments.groups.len() / batch.max(1);
+    if groups == 0 || channels % groups != 0 {
+        bail!("{groups} groups over {channels} channels")
+    }
+    let (weight, bias) = (vector(weight, channels, "a scale")?, vector(bias, channels, "a shift")?);
+    let view = View::of(x);
+    let data = &view.floats()?[..x.elem_count()];
+    let normalisers: Vec<(f64, f64)> = moments.normalisers(epsilon).collect();
+    let (plane, channels_per_group) = (height * width, channels / groups);
     let mut y = vec![0f32; data.len()];
     y.par_chunks_mut(plane).zip(data.par_chunks(plane)).enumerate().for_each(|(i, (y, x))| {
-        let (mean, inverse) = statistics[i * plane / group];
+        let (mean, inverse) = normalisers[i / channels_per_group];
         let channel = i % channels;
         let scale = f64::from(weight[channel]) * inverse;
         let affine = Affine { mean: mean as f32, scale: scale as f32, shift: bias[channel] };
         vectorised(|| normalise(x, y, affine, silu));
     });
-    narrowed(y, x.shape(), x.dtype())
+    Ok(y)
 }
 
 /// Sums are kept in f64 for every lane, which holds far more than the million values of f32 that a group has.
 const LANES: usize = 16;
 
-/// Mean, and one over the standard deviation.
 #[inline(always)]
-fn statistics(x: &[f32], epsilon: f64) -> (f64, f64) {
+fn mean_and_variance(x: &[f32]) -> (f64, f64) {
     let (mut sums, mut squares) = ([0f64; LANES], [0f64; LANES]);
     let chunks = x.chunks_exact(LANES);
     for &x in chunks.remainder() {
@@ -62,7 +99,7 @@ fn statistics(x: &[f32], epsilon: f64) -> (f64, f64) {
     let count = x.len() as f64;
     let mean = sums.iter().sum::<f64>() / count;
     let variance = (squares.iter().sum::<f64>() / count - mean * mean).max(0.0);
-    (mean, 1.0 / (variance + epsilon).sqrt())
+    (mean, variance)
 }
 
 /// `(x - mean) * scale + shift`. Subtracting first keeps the precision where the mean is far from 0.

@@ -16,7 +16,7 @@ mod view;
 
 use candle_core::{Result, Tensor};
 
-use crate::{Activation, Kernels, Packed, Rotation, Stream, Window};
+use crate::{Activation, Kernels, Moments, Packed, Rotation, Stream, Window};
 
 #[derive(Debug)]
 pub struct Cpu;
@@ -70,6 +70,22 @@ impl Kernels for Cpu {
         silu: bool,
     ) -> Result<Tensor> {
         group_norm::group_norm(x, weight, bias, groups, epsilon, silu)
+    }
+
+    fn group_moments(&self, x: &Tensor, groups: usize) -> Result<Moments> {
+        group_norm::group_moments(x, groups)
+    }
+
+    fn group_norm_by(
+        &self,
+        x: &Tensor,
+        moments: &Moments,
+        weight: &Tensor,
+        bias: &Tensor,
+        epsilon: f64,
+        silu: bool,
+    ) -> Result<Tensor> {
+        group_norm::group_norm_by(x, moments, weight, bias, epsilon, silu)
     }
 
     fn conv2d(
