@@ -27,10 +27,37 @@ impl HeadNorms {
     }
 }
 
+/// `run` for some of the tokens after the other, `most` at a time, for all of `tokens`: `[batch, tokens.len(), hidden]`.
+fn in_runs(
+    tokens: Range<usize>,
+    most: usize,
+    mut run: impl FnMut(Range<usize>) -> candle_core::Result<Tensor>,
+) -> candle_core::Result<Tensor> {
+    if tokens.len() <= most {
+        return run(tokens);
+    }
+    // Written to their place as they come: joined at the end, all of them would be in memory twice.
+    let first = run(tokens.start..tokens.start + most)?;
+    let (batch, _, hidden) = first.dims3()?;
+    let all = Tensor::zeros((batch, tokens.len(), hidden), first.dtype(), first.device())?;
+    all.slice_set(&first.contiguous()?, 1, 0)?;
+    for start in tokens.clone().step_by(most).skip(1) {
+        let part = run(start..tokens.end.min(start + most))?;
+        all.slice_set(&part.contiguous()?, 1, start - tokens.start)?;
+    }
+    Ok(all)
+}
+
 /// `[b, tokens, 3, heads, head_dim]` as views of queries, keys and values, with the scale of their scores.
 fn unpack(qkv: &Tensor) -> candle_core::Result<([Tensor; 3], f64)> {
     let part = |i: usize| qkv.narrow(2, i, 1)?.squeeze(2);
     Ok(([part(0)?, part(1)?, part(2)?], (qkv.dim(D::Minus1)? as f64).powf(-0.5)))
+}
+
+/// The attention of all heads of `heads` `[b, tokens, 3, heads, head_dim]`: `[b, tokens, hidden]`.
+fn attend(kernels: &dyn Kernels, heads: Tensor) -> candle_core::Result<Tensor> {
+    let ([q, k, v], scale) = unpack(&heads)?;
+    kernels.attention(&q, &k, &v, None, scale)
 }
 
 /// One stream (text or image) of a double block: its own projections, norms and MLP.
@@ -63,11 +90,20 @@ impl DoubleStream {
         self.qkv.forward(&self.kernels.modulated_norm(x, &m.shift, &m.scale)?)
     }
 
-    /// Adds the attention's result and the MLP, each through its gate.
-    fn finish(&self, x: &Tensor, attended: &Tensor, [m1, m2]: &[Modulation; 2]) -> candle_core::Result<Tensor> {
-        let x = self.kernels.gated_residual(x, &self.proj.forward(attended)?, &m1.gate)?;
-        let inner = self.mlp_in.forward_gelu(&self.kernels.modulated_norm(&x, &m2.shift, &m2.scale)?)?;
-        self.kernels.gated_residual(&x, &self.mlp_out.forward(&inner)?, &m2.gate)
+    /// `x` with the attention's result added through its gate.
+    fn add_attention(&self, x: &Tensor, attended: &Tensor, m: &Modulation) -> candle_core::Result<Tensor> {
+        self.kernels.gated_residual(x, &self.proj.forward(attended)?, &m.gate)
+    }
+
+    /// `x` with the MLP's result added through its gate, `mlp_tokens` at a time.
+    fn add_mlp(&self, x: &Tensor, m: &Modulation, mlp_tokens: usize) -> candle_core::Result<Tensor> {
+        in_runs(0..x.dim(1)?, mlp_tokens, |run| {
+            let x = x.narrow(1, run.start, run.len())?;
+            let inner = self.mlp_in.forward_gelu(&self.kernels.modulated_norm(&x, &m.shift, &m.scale)?)?;
+            let y = self.mlp_out.forward(&inner)?;
+            drop(inner);
+            self.kernels.gated_residual(&x, &y, &m.gate)
+        })
     }
 }
 
@@ -87,25 +123,35 @@ impl DoubleBlock {
         })
     }
 
-    /// `image` and `text` are `[batch, tokens, hidden]`; `rotation` covers text, then image tokens.
+    /// `image` and `text` are `[batch, tokens, hidden]`; `rotation` covers text, then image tokens. The MLPs take
+    /// `mlp_tokens` at a time.
+    ///
+    /// What is not needed any more leaves memory at once: of all tokens and `hidden` channels there are at most seven times
+    /// as many values, at the split into heads.
     pub fn forward(
         &self,
-        image: &Tensor,
-        text: &Tensor,
+        mut image: Tensor,
+        mut text: Tensor,
         rotation: &Rotation,
         image_modulation: &[Modulation; 2],
         text_modulation: &[Modulation; 2],
+        mlp_tokens: usize,
     ) -> candle_core::Result<(Tensor, Tensor)> {
-        let text_qkv = self.text.project(text, &text_modulation[0])?;
-        let image_qkv = self.image.project(image, &image_modulation[0])?;
-        let streams = [self.text.head_norms.stream(&text_qkv), self.image.head_norms.stream(&image_qkv)];
-        let ([q, k, v], scale) = unpack(&self.kernels.heads(&streams, rotation)?)?;
-        let attended = self.kernels.attention(&q, &k, &v, None, scale)?; // [b, text + image, hidden]
-        let attended_text = attended.narrow(1, 0, text.dim(1)?)?;
-        let attended_image = attended.narrow(1, text.dim(1)?, image.dim(1)?)?;
+        let heads = {
+            let text_qkv = self.text.project(&text, &text_modulation[0])?;
+            let image_qkv = self.image.project(&image, &image_modulation[0])?;
+            let streams = [self.text.head_norms.stream(&text_qkv), self.image.head_norms.stream(&image_qkv)];
+            self.kernels.heads(&streams, rotation)?
+        };
+        let attended = attend(self.kernels, heads)?; // [b, text + image, hidden]
+        let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
+        text = self.text.add_attention(&text, &attended.narrow(1, 0, text_tokens)?, &text_modulation[0])?;
+        image =
+            self.image.add_attention(&image, &attended.narrow(1, text_tokens, image_tokens)?, &image_modulation[0])?;
+        drop(attended);
         Ok((
-            self.image.finish(image, &attended_image, image_modulation)?,
-            self.text.finish(text, &attended_text, text_modulation)?,
+            self.image.add_mlp(&image, &image_modulation[1], mlp_tokens)?,
+            self.text.add_mlp(&text, &text_modulation[1], mlp_tokens)?,
         ))
     }
 }
@@ -135,13 +181,28 @@ impl SingleBlock {
         })
     }
 
-    /// `x` `[batch, tokens, hidden]`, text tokens first; returns the same.
-    pub fn forward(&self, x: &Tensor, rotation: &Rotation, m: &Modulation) -> candle_core::Result<Tensor> {
-        let projected = self.linear1.forward(&self.kernels.modulated_norm(x, &m.shift, &m.scale)?)?;
-        let qkv = projected.narrow(D::Minus1, 0, 3 * self.hidden)?;
-        let inner = projected.narrow(D::Minus1, 3 * self.hidden, self.mlp)?;
-        let ([q, k, v], scale) = unpack(&self.kernels.heads(&[self.head_norms.stream(&qkv)], rotation)?)?;
-        self.finish(x, [&q, &k, &v], scale, &inner, m)
+    /// `x` `[batch, tokens, hidden]`, text tokens first; returns the same. The MLP takes `mlp_tokens` at a time.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        m: &Modulation,
+        mlp_tokens: usize,
+    ) -> candle_core::Result<Tensor> {
+        let tokens = x.dim(1)?;
+        if tokens > mlp_tokens {
+            return self.forward_for(0..tokens, x, rotation, m, mlp_tokens);
+        }
+        let (heads, inner) = {
+            let projected = self.linear1.forward(&self.kernels.modulated_norm(x, &m.shift, &m.scale)?)?;
+            let qkv = projected.narrow(D::Minus1, 0, 3 * self.hidden)?;
+            let inner = projected.narrow(D::Minus1, 3 * self.hidden, self.mlp)?;
+            (self.kernels.heads(&[self.head_norms.stream(&qkv)], rotation)?, inner)
+        };
+        let ([q, k, v], scale) = unpack(&heads)?;
+        let both = self.kernels.attention_beside_gelu(&q, &k, &v, scale, &inner)?;
+        drop((heads, q, k, v, inner));
+        self.finish(x, both, m)
     }
 
     /// [`Self::forward`] for some of the tokens, which attend to all: `[batch, outputs.len(), hidden]`.
@@ -154,24 +215,29 @@ impl SingleBlock {
         x: &Tensor,
         rotation: &Rotation,
         m: &Modulation,
+        mlp_tokens: usize,
     ) -> candle_core::Result<Tensor> {
-        let normed = self.kernels.modulated_norm(x, &m.shift, &m.scale)?;
-        let wanted = |x: &Tensor| x.narrow(1, outputs.start, outputs.len());
-        let qkv = self.linear1.outputs(0..3 * self.hidden)?.forward(&normed)?;
-        let inner = self.linear1.outputs(3 * self.hidden..3 * self.hidden + self.mlp)?.forward(&wanted(&normed)?)?;
-        let ([q, k, v], scale) = unpack(&self.kernels.heads(&[self.head_norms.stream(&qkv)], rotation)?)?;
-        self.finish(&wanted(x)?, [&wanted(&q)?, &k, &v], scale, &inner, m)
+        let heads = {
+            let normed = self.kernels.modulated_norm(x, &m.shift, &m.scale)?;
+            let qkv = self.linear1.outputs(0..3 * self.hidden)?.forward(&normed)?;
+            drop(normed);
+            self.kernels.heads(&[self.head_norms.stream(&qkv)], rotation)?
+        };
+        let ([q, k, v], scale) = unpack(&heads)?;
+        let mlp_in = self.linear1.outputs(3 * self.hidden..3 * self.hidden + self.mlp)?;
+        in_runs(outputs, mlp_tokens, |run| {
+            let wanted = |x: &Tensor| x.narrow(1, run.start, run.len());
+            let x = wanted(x)?;
+            let inner = mlp_in.forward(&self.kernels.modulated_norm(&x, &m.shift, &m.scale)?)?;
+            let both = self.kernels.attention_beside_gelu(&wanted(&q)?, &k, &v, scale, &inner)?;
+            drop(inner);
+            self.finish(&x, both, m)
+        })
     }
 
-    fn finish(
-        &self,
-        x: &Tensor,
-        [q, k, v]: [&Tensor; 3],
-        scale: f64,
-        inner: &Tensor,
-        m: &Modulation,
-    ) -> candle_core::Result<Tensor> {
-        let both = self.kernels.attention_beside_gelu(q, k, v, scale, inner)?;
-        self.kernels.gated_residual(x, &self.linear2.forward(&both)?, &m.gate)
+    fn finish(&self, x: &Tensor, both: Tensor, m: &Modulation) -> candle_core::Result<Tensor> {
+        let y = self.linear2.forward(&both)?;
+        drop(both);
+        self.kernels.gated_residual(x, &y, &m.gate)
     }
 }

@@ -35,6 +35,11 @@ impl StepCache {
         Self { threshold, ..Self::default() }
     }
 
+    /// Whether it computes all steps.
+    pub(crate) fn is_off(&self) -> bool {
+        self.threshold.is_none()
+    }
+
     /// How many steps were not computed.
     pub fn reused(&self) -> usize {
         self.reused

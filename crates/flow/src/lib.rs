@@ -11,10 +11,12 @@ mod cache;
 mod config;
 mod modulation;
 mod rotary;
+mod saving;
 pub mod tokens;
 mod transformer;
 
 pub use cache::StepCache;
 pub use config::FluxConfig;
 pub use modulation::ModulationTable;
+pub use saving::Saving;
 pub use transformer::{Conditioning, FluxTransformer, Reference};

@@ -2,12 +2,14 @@
 //!
 //! Source: diffusers, `FluxTransformer2DModel`; Black Forest Labs, `flux/model.py`.
 
-use candle_core::{DType, Module, Tensor};
+use std::ops::Range;
+
+use candle_core::{DType, Module, Tensor, bail};
 use retouch_kernels::{Kernels, Rotation};
-use retouch_weights::{Linear, Result, Weights};
+use retouch_weights::{Layers, Linear, Result, Weights};
 
 use crate::{
-    FluxConfig, ModulationTable, StepCache,
+    FluxConfig, ModulationTable, Saving, StepCache,
     blocks::{DoubleBlock, SingleBlock},
     rotary::rotation,
     tokens::{image_positions, text_positions},
@@ -20,9 +22,31 @@ pub struct FluxTransformer {
     kernels: &'static dyn Kernels,
     img_in: Linear,
     txt_in: Linear,
-    double_blocks: Vec<DoubleBlock>,
-    single_blocks: Vec<SingleBlock>,
+    /// The double blocks, then the single ones.
+    blocks: Layers<Block>,
     final_linear: Linear,
+    /// Tokens that an MLP takes at a time.
+    mlp_tokens: usize,
+}
+
+enum Block {
+    Double(DoubleBlock),
+    Single(SingleBlock),
+}
+
+/// The tokens on their way through the blocks: apart in double blocks, in single blocks one stream, the text first.
+enum Tokens {
+    Apart { image: Tensor, text: Tensor },
+    Joined(Tensor),
+}
+
+impl Tokens {
+    fn joined(self) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Apart { image, text } => Tensor::cat(&[&text, &image], 1),
+            Self::Joined(x) => Ok(x),
+        }
+    }
 }
 
 /// All that stays the same over the steps of an edit, for one prompt.
@@ -44,24 +68,37 @@ pub struct Reference<'a> {
 }
 
 impl FluxTransformer {
-    /// Reads everything but the modulation layers.
+    /// Reads everything but the modulation layers, to stay in memory.
     pub fn load(weights: &Weights, config: &FluxConfig) -> Result<Self> {
+        Self::load_saving(weights, config, Saving::default())
+    }
+
+    /// The same, with less in memory.
+    pub fn load_saving(weights: &Weights, config: &FluxConfig, saving: Saving) -> Result<Self> {
         let hidden = config.hidden();
-        let (double, single) = (weights.pp("double_blocks"), weights.pp("single_blocks"));
+        let (in_channels, joint) = (config.in_channels, config.joint_attention_dim);
+        let block = {
+            let (weights, config) = (weights.clone(), config.clone());
+            move |i: usize| match i.checked_sub(config.num_layers) {
+                None => DoubleBlock::load(&weights.pp("double_blocks").pp(i), &config).map(Block::Double),
+                Some(i) => SingleBlock::load(&weights.pp("single_blocks").pp(i), &config).map(Block::Single),
+            }
+        };
         Ok(Self {
             config: config.clone(),
             dtype: weights.dtype(),
             kernels: weights.kernels(),
-            img_in: Linear::load(&weights.pp("img_in"), config.in_channels, hidden)?,
-            txt_in: Linear::load(&weights.pp("txt_in"), config.joint_attention_dim, hidden)?,
-            double_blocks: (0..config.num_layers)
-                .map(|i| DoubleBlock::load(&double.pp(i), config))
-                .collect::<Result<_>>()?,
-            single_blocks: (0..config.num_single_layers)
-                .map(|i| SingleBlock::load(&single.pp(i), config))
-                .collect::<Result<_>>()?,
-            final_linear: Linear::load(&weights.pp("final_layer").pp("linear"), hidden, config.in_channels)?,
+            img_in: Linear::load(&weights.pp("img_in"), in_channels, hidden)?,
+            txt_in: Linear::load(&weights.pp("txt_in"), joint, hidden)?,
+            final_linear: Linear::load(&weights.pp("final_layer").pp("linear"), hidden, in_channels)?,
+            blocks: Layers::load(config.num_layers + config.num_single_layers, saving.resident_blocks, block)?,
+            mlp_tokens: saving.mlp_tokens.unwrap_or(usize::MAX).max(1),
         })
+    }
+
+    /// The same blocks with MLPs that take another number of tokens at a time; all if none is said.
+    pub fn with_mlp_tokens(self, mlp_tokens: Option<usize>) -> Self {
+        Self { mlp_tokens: mlp_tokens.unwrap_or(usize::MAX).max(1), ..self }
     }
 
     /// Does the work that does not depend on the step.
@@ -101,63 +138,74 @@ impl FluxTransformer {
         cache: &mut StepCache,
     ) -> candle_core::Result<Tensor> {
         let latent_tokens = latents.dim(1)?;
-        let outputs = |image: &Tensor| image.narrow(1, 0, latent_tokens); // the reference's tokens come after them
-        let latents = self.img_in.forward(&latents.to_dtype(self.dtype)?)?;
-        let image = match &c.reference {
-            Some(reference) => Tensor::cat(&[&latents, reference], 1)?,
-            None => latents,
+        let outputs = |tokens: &Tensor| tokens.narrow(1, 0, latent_tokens); // the reference's tokens come after them
+        let image = {
+            let latents = self.img_in.forward(&latents.to_dtype(self.dtype)?)?;
+            match &c.reference {
+                Some(reference) => Tensor::cat(&[&latents, reference], 1)?,
+                None => latents,
+            }
         };
-        let x = if self.double_blocks.is_empty() {
-            self.single_blocks(&image, &c.text, latent_tokens, c, step)?
+        let text = c.text.clone();
+        let x = if self.config.num_layers == 0 || cache.is_off() {
+            self.rest(Tokens::Apart { image, text }, 0, latent_tokens, c, step)?
         } else {
-            let (first, text) = self.double_block(0, &image, &c.text, c, step)?;
-            cache.tokens(&outputs(&image)?, &outputs(&first)?, || {
-                let (mut image, mut text) = (first.clone(), text);
-                for i in 1..self.double_blocks.len() {
-                    (image, text) = self.double_block(i, &image, &text, c, step)?;
-                }
-                self.single_blocks(&image, &text, latent_tokens, c, step)
-            })?
+            // The first block alone tells whether the others are needed.
+            let before = outputs(&image)?;
+            let first = self.run(0..1, Tokens::Apart { image, text }, latent_tokens, c, step)?;
+            let Tokens::Apart { image, .. } = &first else { bail!("the first block is no double block") };
+            let after = outputs(image)?;
+            cache.tokens(&before, &after, || self.rest(first, 1, latent_tokens, c, step))?
         };
         let (shift, scale) = c.modulation.last(step)?;
         self.final_linear.forward(&self.kernels.modulated_norm(&x, &shift, &scale)?)?.to_dtype(DType::F32)
     }
 
-    /// Image and text tokens after double block `i`.
-    fn double_block(
+    /// The output image's tokens after all blocks from `first` on.
+    fn rest(
         &self,
-        i: usize,
-        image: &Tensor,
-        text: &Tensor,
-        c: &Conditioning,
-        step: usize,
-    ) -> candle_core::Result<(Tensor, Tensor)> {
-        let modulation = (c.modulation.double_image(i, step)?, c.modulation.double_text(i, step)?);
-        let (image, text) = self.double_blocks[i].forward(image, text, &c.rotation, &modulation.0, &modulation.1)?;
-        Ok((image, clip_f16(text)?))
-    }
-
-    /// The output image's tokens after all single blocks: the first `latent_tokens` of `image`.
-    fn single_blocks(
-        &self,
-        image: &Tensor,
-        text: &Tensor,
+        tokens: Tokens,
+        first: usize,
         latent_tokens: usize,
         c: &Conditioning,
         step: usize,
     ) -> candle_core::Result<Tensor> {
-        let text_tokens = text.dim(1)?;
-        let outputs = text_tokens..text_tokens + latent_tokens;
-        let mut x = Tensor::cat(&[text, image], 1)?;
-        for (i, block) in self.single_blocks.iter().enumerate() {
-            let modulation = c.modulation.single(i, step)?;
-            x = clip_f16(if i + 1 < self.single_blocks.len() {
-                block.forward(&x, &c.rotation, &modulation)?
-            } else {
-                block.forward_for(outputs.clone(), &x, &c.rotation, &modulation)?
-            })?;
+        let x = self.run(first..self.blocks.len(), tokens, latent_tokens, c, step)?.joined()?;
+        if self.config.num_single_layers > 0 {
+            return Ok(x); // the last single block computes no others
         }
-        if self.single_blocks.is_empty() { x.narrow(1, outputs.start, outputs.len()) } else { Ok(x) }
+        x.narrow(1, c.text.dim(1)?, latent_tokens)
+    }
+
+    /// Takes the tokens through some of the blocks.
+    fn run(
+        &self,
+        blocks: Range<usize>,
+        tokens: Tokens,
+        latent_tokens: usize,
+        c: &Conditioning,
+        step: usize,
+    ) -> candle_core::Result<Tokens> {
+        let (double_blocks, mlp_tokens) = (self.config.num_layers, self.mlp_tokens);
+        self.blocks.run(blocks, tokens, |tokens, i, block| match (block, tokens) {
+            (Block::Double(block), Tokens::Apart { image, text }) => {
+                let (m_image, m_text) = (c.modulation.double_image(i, step)?, c.modulation.double_text(i, step)?);
+                let (image, text) = block.forward(image, text, &c.rotation, &m_image, &m_text, mlp_tokens)?;
+                Ok(Tokens::Apart { image, text: clip_f16(text)? })
+            }
+            (Block::Double(_), Tokens::Joined(_)) => bail!("a double block after a single one"),
+            (Block::Single(block), tokens) => {
+                let (x, m) = (tokens.joined()?, c.modulation.single(i - double_blocks, step)?);
+                let x = if i + 1 < self.blocks.len() {
+                    block.forward(&x, &c.rotation, &m, mlp_tokens)?
+                } else {
+                    let text_tokens = c.text.dim(1)?;
+                    let outputs = text_tokens..text_tokens + latent_tokens;
+                    block.forward_for(outputs, &x, &c.rotation, &m, mlp_tokens)?
+                };
+                Ok(Tokens::Joined(clip_f16(x)?))
+            }
+        })
     }
 }
 

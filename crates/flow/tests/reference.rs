@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, tokens};
+use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, Saving, StepCache, tokens};
 use retouch_weights::{Component, Folder, Weights};
 use serde::Deserialize;
 
@@ -146,6 +146,42 @@ fn a_bfl_file_and_a_diffusers_folder_give_the_same_velocity() {
     let velocity = |m: &Model| m.transformer.velocity(&latents, &m.condition(&case, &inputs, ""), 1).unwrap();
     let bits = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(bits(velocity(&model)), bits(velocity(&other)));
+}
+
+/// The velocities of one case at two steps, by the model with less in memory.
+fn velocities(dtype: DType, saving: Saving, cache: Option<f64>) -> Vec<Vec<f32>> {
+    let mut model = Model::tiny(dtype);
+    model.transformer = FluxTransformer::load_saving(&model.weights, &model.config, saving).unwrap();
+    let case = cases().into_iter().find(|case| case.name == "square").unwrap();
+    let inputs = load("kontext", "square");
+    let latents = tokens::pack(&inputs["noise"]).unwrap();
+    let (conditioning, mut cache) = (model.condition(&case, &inputs, ""), StepCache::new(cache));
+    let mut velocity = |step| model.transformer.velocity_cached(&latents, &conditioning, step, &mut cache).unwrap();
+    [velocity(0), velocity(1)].map(|velocity| velocity.flatten_all().unwrap().to_vec1().unwrap()).to_vec()
+}
+
+#[test]
+fn blocks_that_are_read_at_each_step_compute_the_same_bits() {
+    for (dtype, cache) in [(DType::F32, None), (DType::BF16, None), (DType::F32, Some(1e-9))] {
+        let resident = velocities(dtype, Saving::default(), cache);
+        for blocks in [0, 1, 2, 3] {
+            let saving = Saving { resident_blocks: Some(blocks), ..Saving::default() };
+            assert!(velocities(dtype, saving, cache) == resident, "{blocks} resident blocks in {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn mlps_in_runs_of_tokens_compute_the_same() {
+    let whole = velocities(DType::F32, Saving::default(), None);
+    for mlp_tokens in [1, 7, 64, 1000] {
+        let runs = velocities(DType::F32, Saving { mlp_tokens: Some(mlp_tokens), ..Saving::default() }, None);
+        let largest = whole.concat().iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        let pairs = whole.concat().into_iter().zip(runs.concat());
+        let difference = pairs.map(|(x, y)| (x - y).abs()).fold(0f32, f32::max) / largest;
+        // A product of fewer rows may add its terms in another order: 5e-7 for one row at a time.
+        assert!(difference < 3e-6, "{mlp_tokens} tokens at a time: {difference:e}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::RmsNorm;
 use retouch_kernels::Kernels;
-use retouch_weights::{Embedding, Linear, T5Shape, Weights};
+use retouch_weights::{Embedding, Layers, Linear, T5Shape, Weights};
 use serde::Deserialize;
 
 use crate::{
@@ -217,7 +217,7 @@ pub struct T5Encoder {
     shared: Embedding,
     /// `[buckets, heads]`
     relative_attention_bias: Tensor,
-    blocks: Vec<Block>,
+    blocks: Layers<Block>,
     final_layer_norm: RmsNorm,
 }
 
@@ -227,18 +227,30 @@ impl T5Encoder {
     /// # Errors
     /// A parameter that is missing or of another shape, and those of [`T5Config::check`].
     pub fn load(weights: &Weights, config: &T5Config) -> retouch_weights::Result<Self> {
+        Self::load_resident(weights, config, None)
+    }
+
+    /// The same with `resident_blocks` of its blocks staying in memory (all if none is said); the others are read for each
+    /// text, each while the one before it computes.
+    pub fn load_resident(
+        weights: &Weights,
+        config: &T5Config,
+        resident_blocks: Option<usize>,
+    ) -> retouch_weights::Result<Self> {
         config.check("T5's configuration")?;
         let dtype = weights.dtype();
         let blocks = weights.pp("encoder.block");
         // The first block's bias serves all of them.
         let buckets = (config.relative_attention_num_buckets, config.num_heads);
         let bias = blocks.get(buckets, "0.layer.0.SelfAttention.relative_attention_bias.weight")?;
+        let block = {
+            let config = config.clone();
+            move |i: usize| Block::load(&blocks.pp(i), &config)
+        };
         Ok(Self {
             shared: Embedding::load(&weights.pp("shared"), config.vocab_size, config.d_model)?,
             relative_attention_bias: bias,
-            blocks: (0..config.num_layers)
-                .map(|i| Block::load(&blocks.pp(i), config))
-                .collect::<retouch_weights::Result<_>>()?,
+            blocks: Layers::load(config.num_layers, resident_blocks, block)?,
             final_layer_norm: load_norm(&weights.pp("encoder.final_layer_norm"), config)?,
             config: config.clone(),
             dtype,
@@ -257,7 +269,7 @@ impl T5Encoder {
         // The sum that runs through the blocks leaves the range of f16 and is rounded coarsely in bf16: it is f32 always.
         let x = self.shared.forward(ids)?.to_dtype(DType::F32)?; // [b, tokens, d_model]
         let bias = self.position_bias(tokens)?;
-        let x = self.blocks.iter().try_fold(x, |x, block| block.forward(&x, &bias))?;
+        let x = self.blocks.run(0..self.blocks.len(), x, |x, _, block| block.forward(&x, &bias))?;
         self.final_layer_norm.forward(&x)?.to_dtype(self.dtype)
     }
 

@@ -69,6 +69,19 @@ fn clips_pooled_vectors_equal_the_references() -> Outcome {
 }
 
 #[test]
+fn t5_blocks_that_are_read_for_each_text_compute_the_same_bits() -> Outcome {
+    let weights = weights(Component::T5, DType::F32)?;
+    let config = tiny().json::<T5Config>("text_encoder_2/config.json")?;
+    let ids = Tensor::arange(0u32, 24, &Device::Cpu)?.unsqueeze(0)?;
+    let resident = T5Encoder::load(&weights, &config)?.embed(&ids)?;
+    let streamed = T5Encoder::load_resident(&weights, &config, Some(1))?;
+    for _ in 0..2 {
+        assert_eq!(distance(&streamed.embed(&ids)?, &resident)?, 0.0);
+    }
+    Ok(())
+}
+
+#[test]
 fn t5s_embeddings_equal_the_references() -> Outcome {
     let encoder = t5(&weights(Component::T5, DType::F32)?)?;
     for (call, tensors) in calls("kontext")? {

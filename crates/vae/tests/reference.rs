@@ -143,10 +143,10 @@ fn bands_of_an_image_make_the_whole_ones_latents_and_pixels() -> Outcome {
     let latents = encoder.encode(&image)?;
     let pixels = decoder.decode(&latents)?;
     let (encoder, decoder) = (encoder.with_tiling(bands()), decoder.with_tiling(bands()));
-    // Only the sums of the norms are taken in another order: a rounding of f32 each. Measured: 3e-7 and 4e-7.
+    // Only the sums of the norms are taken in another order, and in f64: at most a rounding of f32 in each layer.
     let (latents_off, pixels_off) =
         (distance(&encoder.encode(&image)?, &latents)?, distance(&decoder.decode(&latents)?, &pixels)?);
-    assert!(latents_off < 2e-12 && pixels_off < 2e-6, "{latents_off:e} {pixels_off:e}");
+    assert!(latents_off < 1e-6 && pixels_off < 1e-6, "{latents_off:e} {pixels_off:e}");
     Ok(())
 }
 

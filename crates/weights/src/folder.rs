@@ -2,12 +2,14 @@
 
 use std::{
     fs::File,
-    ops::Deref,
+    ops::{Deref, Range},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use serde::de::DeserializeOwned;
 
 use crate::{Result, WeightsError};
@@ -17,6 +19,23 @@ use crate::{Result, WeightsError};
 pub enum Bytes {
     Mapped(Arc<Mmap>),
     Static(&'static [u8]),
+}
+
+impl Bytes {
+    /// Says that `range` will not be read again soon: the process gives its pages back, and the system keeps them for as long
+    /// as it has no better use. Without this, a file that has been read through counts as this process's memory.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self
+            && range.end <= map.len()
+        {
+            // SAFETY: within the map, which is read-only and has a file behind it, from which its pages come again when
+            // they are read. Where the system refuses, nothing is lost but memory.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
 }
 
 impl Deref for Bytes {

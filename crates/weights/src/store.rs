@@ -125,7 +125,16 @@ impl Store {
     /// The tensor `name`, converted to `dtype` on `device`.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let (entry, bytes) = self.located(name)?;
-        Ok(format::decode(&entry.encoding, bytes, &entry.shape, self.scale(name)?, dtype, device)?)
+        let tensor = format::decode(&entry.encoding, bytes, &entry.shape, self.scale(name)?, dtype, device)?;
+        self.release(name);
+        Ok(tensor)
+    }
+
+    /// Gives back the memory in which a tensor's file was read.
+    fn release(&self, name: &str) {
+        if let Some(Located { file, entry }) = self.tensors.get(name) {
+            self.files[*file].bytes.release(entry.start..entry.start + entry.len);
+        }
     }
 
     /// The matrix `name` as it is in the file, where that is in fewer bits than `dtype`.
@@ -139,7 +148,9 @@ impl Store {
         };
         match entry.shape.as_slice() {
             &[rows, columns] if narrower => {
-                Ok(Some(format::part(&entry.encoding, bytes, (rows, columns), scale, device)?))
+                let part = format::part(&entry.encoding, bytes, (rows, columns), scale, device)?;
+                self.release(name);
+                Ok(Some(part))
             }
             _ => Ok(None),
         }

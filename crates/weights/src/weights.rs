@@ -234,7 +234,16 @@ impl Weights {
         Ok(match &recipe {
             Recipe::Same(part) => read(part)?,
             Recipe::Reshaped(part) => read(part)?.reshape(shape)?,
-            Recipe::Rows(parts) => Tensor::cat(&parts.iter().map(read).collect::<Result<Vec<_>>>()?, 0)?,
+            Recipe::Rows(parts) => {
+                // Each to its place: joined when all are there, they would be in memory twice.
+                let (all, mut rows) = (Tensor::zeros(shape, dtype, device)?, 0);
+                for part in parts {
+                    let part = read(part)?;
+                    all.slice_set(&part, 0, rows)?;
+                    rows += part.dim(0)?;
+                }
+                all
+            }
             Recipe::SwappedHalves(part) => {
                 let (whole, half) = (read(part)?, shape.dims()[0] / 2);
                 Tensor::cat(&[whole.narrow(0, half, half)?, whole.narrow(0, 0, half)?], 0)?
