@@ -5,7 +5,10 @@
 //! two cores, so this is no criterion bench (its smallest sample is ten): each line is the median of three runs, beside
 //! the floating-point operations counted here. `scripts/compare.py --cpu --blocks` runs it beside PyTorch.
 
-use std::{collections::HashMap, time::Instant};
+#[path = "support/random.rs"]
+mod random;
+
+use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use retouch::weights::{Component, ModelFile, Store, Weights};
@@ -85,83 +88,17 @@ fn noise(shape: &[usize]) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-/// A store of bf16 tensors of those shapes, filled with small numbers; `fan_in` 0 stands for a norm or bias.
+/// A store of random tensors of those shapes, on disk, so that it is out of memory once it is read.
 fn random_store(shapes: &[(String, Vec<usize>)]) -> Store {
-    let block: Vec<f32> = TorchGenerator::new(2).normal(1 << 16);
-    let mut data: Vec<u8> = Vec::new();
-    let mut header = HashMap::new();
-    for (name, shape) in shapes {
-        let start = data.len();
-        let fan_in: usize = shape[1..].iter().product();
-        let scale = (fan_in.max(1) as f32).powf(-0.5);
-        let bytes: Vec<u8> = block.iter().flat_map(|v| half::bf16::from_f32(v * scale).to_le_bytes()).collect();
-        let len = 2 * shape.iter().product::<usize>();
-        data.extend(bytes.iter().cycle().take(len));
-        header.insert(
-            name.clone(),
-            serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()]}),
-        );
-    }
-    let mut header = serde_json::to_vec(&header).unwrap();
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend(header);
-    file.extend(data);
-    // On disk, so that it is out of memory once it is read.
     let place = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(place.path(), file).unwrap();
+    random::write(place.path(), shapes);
     Store::open(vec![ModelFile::open(place.path()).unwrap()]).unwrap()
 }
 
-fn linear(shapes: &mut Vec<(String, Vec<usize>)>, name: String, input: usize, output: usize) {
-    shapes.push((format!("{name}.weight"), vec![output, input]));
-    shapes.push((format!("{name}.bias"), vec![output]));
-}
-
 fn blocks(report: &Report) {
-    let config = FluxConfig {
-        in_channels: 64,
-        num_layers: 1,
-        num_single_layers: 2,
-        attention_head_dim: 128,
-        num_attention_heads: 24,
-        joint_attention_dim: 4096,
-        pooled_projection_dim: 768,
-        guidance_embeds: true,
-        axes_dims_rope: FluxConfig::real_axes(),
-    };
-    let (hidden, mlp) = (config.hidden(), config.mlp());
-    let mut shapes = Vec::new();
-    linear(&mut shapes, "img_in".into(), config.in_channels, hidden);
-    linear(&mut shapes, "txt_in".into(), config.joint_attention_dim, hidden);
-    for (name, input) in [("time_in", 256), ("guidance_in", 256), ("vector_in", config.pooled_projection_dim)] {
-        linear(&mut shapes, format!("{name}.in_layer"), input, hidden);
-        linear(&mut shapes, format!("{name}.out_layer"), hidden, hidden);
-    }
-    for stream in ["img", "txt"] {
-        let block = "double_blocks.0";
-        linear(&mut shapes, format!("{block}.{stream}_mod.lin"), hidden, 6 * hidden);
-        linear(&mut shapes, format!("{block}.{stream}_attn.qkv"), hidden, 3 * hidden);
-        linear(&mut shapes, format!("{block}.{stream}_attn.proj"), hidden, hidden);
-        linear(&mut shapes, format!("{block}.{stream}_mlp.0"), hidden, mlp);
-        linear(&mut shapes, format!("{block}.{stream}_mlp.2"), mlp, hidden);
-        for norm in ["query_norm", "key_norm"] {
-            shapes.push((format!("{block}.{stream}_attn.norm.{norm}.scale"), vec![128]));
-        }
-    }
-    for i in 0..config.num_single_layers {
-        let block = format!("single_blocks.{i}");
-        linear(&mut shapes, format!("{block}.modulation.lin"), hidden, 3 * hidden);
-        linear(&mut shapes, format!("{block}.linear1"), hidden, 3 * hidden + mlp);
-        linear(&mut shapes, format!("{block}.linear2"), hidden + mlp, hidden);
-        for norm in ["query_norm", "key_norm"] {
-            shapes.push((format!("{block}.norm.{norm}.scale"), vec![128]));
-        }
-    }
-    linear(&mut shapes, "final_layer.linear".into(), hidden, config.in_channels);
-    linear(&mut shapes, "final_layer.adaLN_modulation.1".into(), hidden, 2 * hidden);
-
-    let weights = Component::Transformer.in_store(random_store(&shapes), DType::F32, &Device::Cpu).unwrap();
+    let config = FluxConfig { num_layers: 1, num_single_layers: 2, ..FluxConfig::dev() };
+    let weights =
+        Component::Transformer.in_store(random_store(&random::flux(&config)), DType::F32, &Device::Cpu).unwrap();
     let pooled = noise(&[1, config.pooled_projection_dim]);
     let modulation = ModulationTable::compute(&weights, &config, &[500.0], 2.5, &pooled).unwrap();
     let transformer = FluxTransformer::load(&weights, &config).unwrap();
@@ -173,7 +110,7 @@ fn blocks(report: &Report) {
 
     let tokens = (TEXT_TOKENS + 2 * side * side) as f64;
     let layers = (config.num_layers + config.num_single_layers) as f64;
-    let hidden = hidden as f64;
+    let hidden = config.hidden() as f64;
     // Per token and layer 12 hidden^2 multiply-adds in the linears, per pair of tokens 2 hidden in the attention.
     let flop = 2.0 * layers * tokens * (12.0 * hidden * hidden + 2.0 * tokens * hidden);
     drop(weights);
@@ -182,58 +119,8 @@ fn blocks(report: &Report) {
     });
 }
 
-/// The shapes of FLUX.1's VAE in Black Forest Labs' naming.
-fn vae_shapes() -> Vec<(String, Vec<usize>)> {
-    const CHANNELS: [usize; 4] = [128, 256, 512, 512];
-    let mut shapes = Vec::new();
-    let conv = |shapes: &mut Vec<_>, name: String, input: usize, output: usize, side: usize| {
-        shapes.push((format!("{name}.weight"), vec![output, input, side, side]));
-        shapes.push((format!("{name}.bias"), vec![output]));
-    };
-    let norm = |shapes: &mut Vec<_>, name: String, channels: usize| {
-        shapes.push((format!("{name}.weight"), vec![channels]));
-        shapes.push((format!("{name}.bias"), vec![channels]));
-    };
-    let resnet = |shapes: &mut Vec<_>, name: String, input: usize, output: usize| {
-        norm(shapes, format!("{name}.norm1"), input);
-        conv(shapes, format!("{name}.conv1"), input, output, 3);
-        norm(shapes, format!("{name}.norm2"), output);
-        conv(shapes, format!("{name}.conv2"), output, output, 3);
-        if input != output {
-            conv(shapes, format!("{name}.nin_shortcut"), input, output, 1);
-        }
-    };
-    for (half, ends, layers) in [("encoder", (3, 32), 2), ("decoder", (16, 3), 3)] {
-        let (input, output) = ends;
-        let inner = if half == "encoder" { CHANNELS[0] } else { CHANNELS[3] };
-        conv(&mut shapes, format!("{half}.conv_in"), input, inner, 3);
-        let mut channels = inner;
-        let order: Vec<usize> = if half == "encoder" { (0..4).collect() } else { (0..4).rev().collect() };
-        for (nth, level) in order.into_iter().enumerate() {
-            let direction = if half == "encoder" { "down" } else { "up" };
-            for layer in 0..layers {
-                resnet(&mut shapes, format!("{half}.{direction}.{level}.block.{layer}"), channels, CHANNELS[level]);
-                channels = CHANNELS[level];
-            }
-            if nth < 3 {
-                conv(&mut shapes, format!("{half}.{direction}.{level}.{direction}sample.conv"), channels, channels, 3);
-            }
-        }
-        for block in ["block_1", "block_2"] {
-            resnet(&mut shapes, format!("{half}.mid.{block}"), 512, 512);
-        }
-        norm(&mut shapes, format!("{half}.mid.attn_1.norm"), 512);
-        for name in ["q", "k", "v", "proj_out"] {
-            conv(&mut shapes, format!("{half}.mid.attn_1.{name}"), 512, 512, 1);
-        }
-        norm(&mut shapes, format!("{half}.norm_out"), channels);
-        conv(&mut shapes, format!("{half}.conv_out"), channels, output, 3);
-    }
-    shapes
-}
-
 fn vae_weights() -> (Weights, VaeConfig) {
-    let weights: Weights = Component::Vae.in_store(random_store(&vae_shapes()), DType::F32, &Device::Cpu).unwrap();
+    let weights: Weights = Component::Vae.in_store(random_store(&random::vae()), DType::F32, &Device::Cpu).unwrap();
     let config = VaeConfig::of(&weights).unwrap();
     (weights, config)
 }

@@ -335,11 +335,34 @@ fn how_much_is_said_can_be_chosen() {
     let verbose = say(&["-v"]);
     assert!(verbose.contains("steps") && verbose.contains("cpu in f32"), "{verbose}");
     assert!(!cfg!(target_os = "linux") || verbose.contains("peak memory"), "{verbose}");
+    assert!(verbose.contains("memory: a stage at a time: text encoder resident"), "{verbose}");
     assert!(!verbose.contains("DEBUG"), "{verbose}");
     let inside = say(&["-vv"]);
     for word in ["FLUX transformer opened", "sigmas=[1.0, ", "latents=[1, 16, 6, 8]", "device=cpu", "dtype=f32"] {
         assert!(inside.contains(word), "`{word}` is not in {inside}");
     }
+}
+
+#[test]
+fn plans_are_made_for_models_that_are_here_and_for_known_ones_that_are_not() {
+    let place = Place::new();
+    let known = ["plan", "--model", "black-forest-labs/FLUX.1-Kontext-dev", "--device", "cuda"];
+    let plan = |rest: &[&str]| place.run(&[&known[..], rest].concat());
+    let table = plan(&["--vram-limit", "24G"]);
+    assert_eq!(table.lines().len(), 7);
+    assert!(table.text().contains("1024x1024 from 1024x1024, 28 steps, bf16 on cuda"), "{}", table.text());
+    assert!(table.text().contains("transformer             17.2"), "{}", table.text());
+    let small = plan(&["--vram-limit", "8G", "--type", "q8_0", "--json"]);
+    let small: Value = serde_json::from_str(small.lines()[0]).unwrap();
+    assert!(small["peak"].as_u64().unwrap() <= 8_000_000_000 && small["stages"][2]["read_per_pass"] != 0, "{small}");
+    let sentence = plan(&["--vram-limit", "1G"]);
+    assert!(sentence.sentence(1).contains("at least"), "{}", sentence.stderr);
+    let tiny = place.run(&["plan", "--model", &tiny()[1], "--width", "64", "--height", "64"]);
+    assert!(tiny.text().contains("64x64 from 64x64") && tiny.text().contains("f32 on cpu"), "{}", tiny.stderr);
+    assert!(place.run(&["plan"]).lines()[0].contains("512x512"));
+    assert!(place.run(&["plan", "--model", "someone/else"]).sentence(2).contains("retouch models"));
+    let nowhere = if cfg!(feature = "metal") { "cuda" } else { "metal" };
+    assert!(place.run(&["plan", "--device", nowhere]).sentence(2).contains("--vram-limit"));
 }
 
 #[test]

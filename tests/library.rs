@@ -15,9 +15,13 @@ use retouch::{
 };
 
 fn tiny() -> Engine {
+    tiny_with(EngineOptions::default())
+}
+
+fn tiny_with(options: EngineOptions) -> Engine {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-kontext");
     let source = ModelSource { base: Some(model.display().to_string()), ..Default::default() };
-    Engine::open(&source, EngineOptions::default(), &mut NoProgress).unwrap()
+    Engine::open(&source, options, &mut NoProgress).unwrap()
 }
 
 fn request(seeds: &[u64]) -> EditRequest {
@@ -62,8 +66,8 @@ fn every_event_can_end_an_edit() {
         Control::Continue
     };
     engine.edit(&request, &mut count).unwrap();
-    // Four stages loaded and begun, two steps of two images, and the second image decoded.
-    assert_eq!(events, 4 + 4 + 4 + 1);
+    // Memory planned, four stages loaded and begun, two steps of two images, and the second image decoded.
+    assert_eq!(events, 1 + 4 + 4 + 4 + 1);
     for last in 1..=events {
         let mut seen = 0;
         let mut stop = |_: Event<'_>| {
@@ -99,4 +103,45 @@ fn reading_weights_can_be_ended() {
         let edited = tiny().edit(&request(&[1]), &mut FlagAt(stage, Arc::default()));
         assert!(matches!(edited, Err(Error::Cancelled)), "{stage:?}");
     }
+}
+
+/// Each limit is just below what the plan before takes.
+#[test]
+fn every_plan_makes_the_same_picture_down_to_a_limit_that_is_refused() {
+    let (mut limit, mut plans) = (None, Vec::new());
+    let mut first = None;
+    let refusal = loop {
+        let mut plan = None;
+        let mut note = |event: Event<'_>| {
+            if let Event::Planned { memory } = event {
+                plan = Some(memory.clone());
+            }
+            Control::Continue
+        };
+        let mut engine = tiny_with(EngineOptions { vram_limit: limit, ..Default::default() });
+        // Few tokens of text, so that the transformer takes the most.
+        let request = EditRequest { max_sequence_length: Some(32), ..request(&[1]) };
+        let made = match engine.edit(&request, &mut note) {
+            Ok(made) => made.images[0].pixels.clone(),
+            Err(refusal) => break refusal,
+        };
+        // Nothing but the order of sums may differ: a level of 255 at most.
+        let picture = first.get_or_insert(made.clone());
+        assert!(picture.iter().zip(made.iter()).all(|(a, b)| a.abs_diff(*b) <= 1));
+        let plan = plan.unwrap();
+        limit = Some(plan.peak() - 1);
+        plans.push(plan);
+    };
+    assert!(plans[0].transformer.layers == plans[0].transformer.of && plans[0].text.layers == plans[0].text.of);
+    assert!(plans.iter().any(|plan| plan.transformer.layers < plan.transformer.of), "{plans:?}");
+    assert!(matches!(&refusal, Error::Memory(sentence) if sentence.contains("--vram-limit")), "{refusal}");
+}
+
+#[test]
+fn a_model_that_is_kept_is_planned_as_a_whole() {
+    let mut engine = tiny_with(EngineOptions { vram_limit: Some(1 << 32), keep_loaded: true, ..Default::default() });
+    assert!(engine.edit(&request(&[1]), &mut Silent).is_ok());
+    let mut engine = tiny_with(EngineOptions { vram_limit: Some(1 << 20), keep_loaded: true, ..Default::default() });
+    let refused = engine.edit(&request(&[1]), &mut Silent).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(refused.contains("leave out --keep-loaded"), "{refused}");
 }

@@ -1,7 +1,7 @@
 //! The command line as clap reads it. A flag is documented here: `--help` and completions come from these comments, and
 //! a test holds the README's table to them.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueHint, error::ErrorKind};
 use clap_complete::Shell;
@@ -62,6 +62,9 @@ pub enum Command {
     /// Write a transformer or a T5 encoder to a smaller file
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
+    /// Show what an edit would keep in memory, stage by stage, without running it or reading weights
+    #[command(after_help = PLAN_EXAMPLES)]
+    Plan(Box<PlanArgs>),
     /// List known and downloaded models
     Models(ModelsArgs),
     /// Print a completion script for a shell
@@ -72,6 +75,11 @@ const EDIT_FORMS: &str = "\
 retouch edit [OPTIONS] <IMAGE> <PROMPT>
        retouch edit [OPTIONS] --from <EDITED> [IMAGE] [PROMPT]
        retouch edit [OPTIONS] --batch <FILE>";
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  retouch plan --model black-forest-labs/FLUX.1-Kontext-dev --device cuda --vram-limit 12G --type q8_0
+  retouch plan --model ~/models/FLUX.1-Kontext-dev --width 2048 --height 2048";
 
 pub const EDIT_EXAMPLES: &str = "\
 Examples:
@@ -221,9 +229,102 @@ pub struct RunArgs {
     /// as it is done; takes more memory than one stage of the model at a time
     #[arg(long)]
     pub keep_loaded: bool,
+    /// Stay within this much of the device's memory, e.g. 8G (billions of bytes) or 7.5GiB; on the CPU within this much of the
+    /// computer's [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub vram_limit: Option<Bytes>,
     /// Print where the time went: per stage and kind of operation, with rates and the share of what the machine could do
     #[arg(long)]
     pub profile: bool,
+}
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        let refused = || format!("`{s}` is no amount of memory; give one like 8G, 7.5GiB or 900M");
+        let digits = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
+        let (number, unit) = s.split_at(digits);
+        let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+            "m" | "mb" => 1_000_000,
+            "mib" => 1 << 20,
+            "g" | "gb" => 1_000_000_000,
+            "gib" => 1 << 30,
+            _ => return Err(refused()),
+        };
+        let number: f64 = number.parse().map_err(|_| refused())?;
+        Ok(Self((number * factor as f64) as u64))
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Plan for matrices stored in this type, whatever the files have: bf16, fp8, q8_0, q6_k, q5_k, q4_k and others
+    #[arg(long = "type", value_name = "TYPE")]
+    pub target: Option<Target>,
+    /// Width of the result in pixels [default: the model's usual one]
+    #[arg(long, value_name = "PIXELS", value_parser = side())]
+    pub width: Option<u32>,
+    /// Height of the result
+    #[arg(long, value_name = "PIXELS", value_parser = side())]
+    pub height: Option<u32>,
+    /// Size at which the model sees the image, as WxH, or `none` to make an image from words alone [default: the result's]
+    #[arg(long, value_name = "SIZE")]
+    pub reference_size: Option<PlannedReference>,
+    /// Images of one request
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub num_images: u32,
+    /// Plan for an edit with a negative prompt
+    #[arg(long)]
+    pub true_cfg: bool,
+    #[command(flatten)]
+    pub run: PlanRunArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanRunArgs {
+    /// auto, cpu, cuda, cuda:N or metal; need not be here if --vram-limit says how much memory it has [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Precision of the computation: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<Precision>,
+    /// Plan for a model that stays in memory between images
+    #[arg(long)]
+    pub keep_loaded: bool,
+    /// The device's memory, e.g. 8G (billions of bytes) or 7.5GiB [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub vram_limit: Option<Bytes>,
+}
+
+fn side() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(16..=16384)
+}
+
+/// The size of a reference image, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedReference(pub Option<(usize, usize)>);
+
+impl FromStr for PlannedReference {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        if s == "none" {
+            return Ok(Self(None));
+        }
+        let side = |side: &str| side.parse::<usize>().ok().filter(|side| (16..=16384).contains(side));
+        let size = s.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
+        size.map(|size| Self(Some(size))).ok_or_else(|| format!("`{s}` is no size; give one like 1024x768, or none"))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -309,6 +410,8 @@ mod tests {
             "retouch info edited.png",
             "retouch convert in.safetensors -o out.gguf --type q4_k --keep txt --keep linear*2 -f",
             "retouch models --json",
+            "retouch plan -m owner/name --type q8_0 --width 1024 --height 768 --vram-limit 8G --device cuda",
+            "retouch plan --reference-size none --true-cfg --keep-loaded --json",
             "retouch completions zsh",
         ] {
             accepted(line);
@@ -334,10 +437,25 @@ mod tests {
             ("retouch convert in.safetensors --type q8_0", MissingRequiredArgument),
             ("retouch convert in.safetensors -o out.gguf", MissingRequiredArgument),
             ("retouch convert in.safetensors -o out.gguf --type q9", ValueValidation),
+            ("retouch edit photo.jpg bluer --vram-limit 8", ValueValidation),
+            ("retouch plan --type q9", ValueValidation),
+            ("retouch plan --width 0", ValueValidation),
+            ("retouch plan --reference-size 1024", ValueValidation),
             ("retouch edit photo.jpg bluer --no-such-flag", UnknownArgument),
             ("retouch erase photo.jpg", InvalidSubcommand),
         ] {
             assert_eq!(refused(line), kind, "{line}");
+        }
+    }
+
+    #[test]
+    fn amounts_of_memory_have_units() {
+        let bytes = |text: &str| text.parse::<Bytes>().map(|Bytes(bytes)| bytes);
+        assert_eq!(bytes("8G"), Ok(8_000_000_000));
+        assert_eq!(bytes("7.5 GiB"), Ok(7_500 * (1 << 30) / 1000));
+        assert_eq!(bytes("900mb"), Ok(900_000_000));
+        for text in ["", "8", "G", "-8G", "1.2.3G", "8T", "8 G B"] {
+            assert!(bytes(text).is_err(), "{text}");
         }
     }
 

@@ -167,6 +167,7 @@ pub fn open(source: &ModelSource, run: &RunArgs, console: &Console) -> Result<En
         precision: run.dtype,
         quantize: run.quantize,
         keep_loaded: run.keep_loaded,
+        vram_limit: run.vram_limit.map(|limit| limit.0),
         profile: run.profile,
     };
     let engine = Engine::open(source, options, &mut DownloadProgress::new(console));

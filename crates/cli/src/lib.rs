@@ -13,6 +13,7 @@ mod files;
 mod info;
 mod lora;
 mod models;
+mod plan;
 mod profile;
 mod progress;
 mod settings;
@@ -59,6 +60,7 @@ fn run(command: Command, console: &Console) -> Result<()> {
         Command::Generate(args) => edit::generate(args, console),
         Command::Info(args) => info::run(&args, console),
         Command::Convert(args) => convert::run(&args, console),
+        Command::Plan(args) => plan::run(&args, console),
         Command::Models(args) => models::run(&args, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();

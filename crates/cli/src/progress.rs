@@ -60,6 +60,11 @@ impl<'a> EditProgress<'a> {
 impl Observer for EditProgress<'_> {
     fn on(&mut self, event: Event<'_>) -> Control {
         match event {
+            Event::Planned { memory } => {
+                if self.console.is_verbose() {
+                    self.console.note(&format!("memory: {memory}"));
+                }
+            }
             Event::Loading { stage, bytes } => {
                 let what = match stage {
                     Stage::TextEncoders => "text encoders",

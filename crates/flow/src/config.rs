@@ -29,6 +29,23 @@ impl FluxConfig {
         [16, 56, 56]
     }
 
+    /// FLUX.1 \[dev\] and FLUX.1 Kontext \[dev\].
+    ///
+    /// Source: `transformer/config.json` of the black-forest-labs/FLUX.1-Kontext-dev repository.
+    pub fn dev() -> Self {
+        Self {
+            in_channels: 64,
+            num_layers: 19,
+            num_single_layers: 38,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 4096,
+            pooled_projection_dim: 768,
+            guidance_embeds: true,
+            axes_dims_rope: Self::real_axes(),
+        }
+    }
+
     /// Reads the sizes off a single file's tensors.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ use crate::{
     Precision, Profile, Result, Seeds, Stage, StoredLora, Timings, Trace,
     flux1::{Flux1, proceed},
     image,
+    memory::{Budget, MemoryPlan, ModelMemory, Work, give_back},
     profile::Recorder,
     sizes::{Size, SizeRules},
     source::ModelFiles,
@@ -41,6 +42,9 @@ pub struct EngineOptions {
     pub quantize: Option<Target>,
     /// Keep all parts of the model in memory between edits, instead of one stage's at a time.
     pub keep_loaded: bool,
+    /// Bytes of the device's memory to stay within, instead of those that are free when the model is opened. On the CPU it is
+    /// the memory of this program.
+    pub vram_limit: Option<u64>,
     /// Measure where the time goes, for [`Engine::profile`]; on a GPU the whole then takes longer.
     pub profile: bool,
 }
@@ -53,6 +57,9 @@ pub struct Engine {
     precision: Precision,
     quantize: Option<Target>,
     recorder: Option<Recorder>,
+    memory: ModelMemory,
+    budget: Budget,
+    keep_loaded: bool,
 }
 
 /// A request with all choices made.
@@ -93,7 +100,11 @@ impl Engine {
             Some(profiled) => Some(Recorder::new(profiled, profiled.peak_flops(precision.dtype())?)),
             None => None,
         };
-        Ok(Self { model, device, device_name: choice.to_string(), precision, quantize: options.quantize, recorder })
+        let (memory, keep_loaded, quantize) = (model.memory()?, options.keep_loaded, options.quantize);
+        // Now, before anything of the model is a part of what is taken.
+        let budget = Budget::of(&device, options.vram_limit);
+        let device_name = choice.to_string();
+        Ok(Self { model, device, device_name, precision, quantize, recorder, memory, budget, keep_loaded })
     }
 
     /// Whether a request to this model can have a guidance scale.
@@ -148,18 +159,22 @@ impl Engine {
     ) -> Result<Timings> {
         let plan = self.plan(request)?;
         self.model.use_loras(&request.loras, request.lora_partial)?;
+        let memory = MemoryPlan::fastest(&self.memory, &self.work(request, &plan), self.budget)?;
+        proceed(observer.on(Event::Planned { memory: &memory }))?;
         let mut timings = Timings::default();
         let mut clock = Clock::start(self.recorder.as_ref());
 
         // prompt -> token ids -> embeddings
         let mut prompts = vec![("", request.prompt.as_str())];
         prompts.extend(request.negative_prompt.as_deref().map(|negative| ("negative_", negative)));
-        let prompts = self.model.encode_prompts(&prompts, plan.max_sequence_length, observer, trace)?;
+        let prompts = self.model.encode_prompts(&prompts, plan.max_sequence_length, &memory, observer, trace)?;
         timings.text_seconds = clock.lap("text");
 
         // image -> pixels in [-1, 1] -> reference latents
         let reference = match &plan.reference {
-            Some((pixels, _)) => Some(self.model.encode_image(&image::to_tensor(pixels, &self.device)?, observer)?),
+            Some((pixels, _)) => {
+                Some(self.model.encode_image(&image::to_tensor(pixels, &self.device)?, &memory, observer)?)
+            }
             None => None,
         };
         timings.reference_seconds = clock.lap("reference image");
@@ -170,8 +185,9 @@ impl Engine {
         let schedule = Schedule::new(&self.model.files().scheduler, plan.steps, self.model.tokens(plan.output));
         debug!(noise = ?shape, images = noise.len(), sigmas = ?schedule.sigmas(), "noise drawn");
         record_inputs(trace, reference.as_ref(), &noise, &schedule)?;
+        let reference = reference.as_ref();
         let (transformer, conditionings) =
-            self.model.prepare(&prompts, reference.as_ref(), plan.output, &schedule, plan.guidance, observer)?;
+            self.model.prepare(&prompts, reference, plan.output, &schedule, plan.guidance, &memory, observer)?;
         timings.load_seconds = clock.lap("transformer loading");
 
         // noise -> latents, an image at a time
@@ -215,7 +231,7 @@ impl Engine {
         timings.steps_seconds = clock.lap("steps");
 
         // latents -> pixels -> pictures, an image at a time
-        let decoder = self.model.decoder(observer)?;
+        let decoder = self.model.decoder(&memory, observer)?;
         for (i, (latents, reused_passes)) in latents.into_iter().enumerate() {
             proceed(observer.on(Event::Computing { stage: Stage::VaeDecoder }))?;
             let unit = image::to_unit(&decoder.decode(&latents)?)?;
@@ -283,6 +299,21 @@ impl Engine {
             source_sha256: request.image.as_ref().map(image::sha256),
             reference,
         })
+    }
+
+    /// What decides how much memory the request takes.
+    fn work(&self, request: &EditRequest, plan: &Plan) -> Work {
+        Work {
+            output: plan.output,
+            reference: plan.reference.as_ref().map(|(_, size)| *size),
+            images: request.seeds.images(),
+            prompts: 1 + usize::from(request.negative_prompt.is_some()),
+            text_tokens: plan.max_sequence_length,
+            steps: plan.steps,
+            step_cache: request.cache.is_some(),
+            loras: request.loras.iter().filter_map(|lora| lora.file.metadata().ok()).map(|file| file.len()).sum(),
+            keep_loaded: self.keep_loaded,
+        }
     }
 
     fn parameters(&self, request: &EditRequest, plan: &Plan, image: usize) -> Parameters {
@@ -365,6 +396,7 @@ impl<'a> Clock<'a> {
 
     /// Ends a stage; its seconds.
     fn lap(&mut self, stage: &'static str) -> f64 {
+        give_back();
         let took = self.skip();
         if let Some(recorder) = self.recorder {
             recorder.end(stage, took);

@@ -19,6 +19,10 @@ pub enum Error {
     #[error("device {device}: {reason}")]
     Device { device: String, reason: String },
 
+    /// There is less memory than the edit needs at least.
+    #[error("{0}")]
+    Memory(String),
+
     #[error(transparent)]
     Weights(WeightsError),
 

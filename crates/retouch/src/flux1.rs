@@ -1,7 +1,7 @@
 //! The FLUX.1 family: which parts a model of it has, how each is loaded, and what each is asked for.
 //!
 //! Parts are loaded when first needed and dropped after their stage, so that no two stages' weights are in memory
-//! together, unless the engine is told to keep them.
+//! together, unless the engine is told to keep them. What of a part stays during its stage is as the [`MemoryPlan`] says.
 
 use candle_core::{DType, Device, Tensor};
 use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, tokens};
@@ -10,10 +10,14 @@ use retouch_sampler::Schedule;
 use retouch_text_encoder::{ClipConfig, ClipEncoder, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer};
 use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use retouch_weights::{Component, Weights, convert::Target};
-use serde::de::DeserializeOwned;
 use tracing::debug;
 
-use crate::{Control, Error, Event, Lora, Observer, Result, Stage, Trace, loras::Loras, source::ModelFiles};
+use crate::{
+    Control, Error, Event, Lora, MemoryPlan, Observer, Result, Stage, Trace,
+    loras::Loras,
+    memory::ModelMemory,
+    source::{ModelFiles, config},
+};
 
 /// Tokens that CLIP sees, start and end included.
 const CLIP_TOKENS: usize = 77;
@@ -81,6 +85,13 @@ impl Flux1 {
         &self.files
     }
 
+    /// What its parameters take in memory.
+    pub fn memory(&self) -> Result<ModelMemory> {
+        let weights =
+            |component| Ok(self.quantised(component, self.files.weights(component, self.dtype, &Device::Cpu)?));
+        ModelMemory::of(&self.files, self.dtype, weights)
+    }
+
     /// Whether the distilled guidance scale is an input of the transformer (dev and Kontext: yes, schnell: no).
     pub fn takes_guidance(&self) -> bool {
         self.flux_config.guidance_embeds
@@ -130,12 +141,13 @@ impl Flux1 {
         &mut self,
         prompts: &[(&str, &str)],
         max_tokens: usize,
+        memory: &MemoryPlan,
         observer: &mut dyn Observer,
         trace: &mut Option<Trace>,
     ) -> Result<Vec<Prompt>> {
         let text = match self.text.take() {
             Some(text) => text,
-            None => self.load_text_encoders(observer)?,
+            None => self.load_text_encoders(memory, observer)?,
         };
         let mut encoded = Vec::with_capacity(prompts.len());
         for (prefix, prompt) in prompts {
@@ -161,7 +173,7 @@ impl Flux1 {
         Ok(encoded)
     }
 
-    fn load_text_encoders(&self, observer: &mut dyn Observer) -> Result<TextEncoders> {
+    fn load_text_encoders(&self, memory: &MemoryPlan, observer: &mut dyn Observer) -> Result<TextEncoders> {
         let clip_weights = self.weights(Component::Clip, observer)?;
         let t5_weights = self.weights(Component::T5, observer)?;
         let bytes = clip_weights.store().total_bytes() + t5_weights.store().total_bytes();
@@ -172,12 +184,17 @@ impl Flux1 {
             clip_tokenizer: ClipTokenizer::open(&self.files.clip_tokenizer)?,
             t5_tokenizer: T5Tokenizer::open(&self.files.t5_tokenizer)?,
             clip: ClipEncoder::load(&clip_weights, &clip_config)?,
-            t5: T5Encoder::load(&t5_weights, &t5_config)?,
+            t5: T5Encoder::load_resident(&t5_weights, &t5_config, memory.text.limit())?,
         })
     }
 
     /// The latents `[1, channels, height / 8, width / 8]` of pixels `[1, 3, height, width]` in [-1, 1].
-    pub fn encode_image(&mut self, pixels: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+    pub fn encode_image(
+        &mut self,
+        pixels: &Tensor,
+        memory: &MemoryPlan,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
         let encoder = match self.vae_encoder.take() {
             Some(encoder) => encoder,
             None => {
@@ -188,6 +205,7 @@ impl Flux1 {
             }
         };
         proceed(observer.on(Event::Computing { stage: Stage::VaeEncoder }))?;
+        let encoder = encoder.with_tiling(memory.encode.unwrap_or(memory.decode).tiling(&self.device));
         let latents = encoder.encode(pixels)?;
         debug!(pixels = ?pixels.dims(), latents = ?latents.dims(), "reference image encoded");
         self.vae_encoder = self.keep_loaded.then_some(encoder);
@@ -195,14 +213,17 @@ impl Flux1 {
     }
 
     /// Between latents and pixels in [-1, 1]: the inverse of [`Self::encode_image`].
-    pub fn decoder(&mut self, observer: &mut dyn Observer) -> Result<VaeDecoder> {
-        if let Some(decoder) = self.vae_decoder.take() {
-            return Ok(decoder);
-        }
-        let weights = self.weights(Component::Vae, observer)?;
-        let bytes = weights.store().total_bytes() / 2;
-        proceed(observer.on(Event::Loading { stage: Stage::VaeDecoder, bytes }))?;
-        Ok(VaeDecoder::load(&weights, &self.vae_config)?)
+    pub fn decoder(&mut self, memory: &MemoryPlan, observer: &mut dyn Observer) -> Result<VaeDecoder> {
+        let decoder = match self.vae_decoder.take() {
+            Some(decoder) => decoder,
+            None => {
+                let weights = self.weights(Component::Vae, observer)?;
+                let bytes = weights.store().total_bytes() / 2;
+                proceed(observer.on(Event::Loading { stage: Stage::VaeDecoder, bytes }))?;
+                VaeDecoder::load(&weights, &self.vae_config)?
+            }
+        };
+        Ok(decoder.with_tiling(memory.decode.tiling(&self.device)))
     }
 
     /// Takes the decoder back after the last image.
@@ -220,6 +241,7 @@ impl Flux1 {
         output: (usize, usize),
         schedule: &Schedule,
         guidance: Option<f64>,
+        memory: &MemoryPlan,
         observer: &mut dyn Observer,
     ) -> Result<(FluxTransformer, Vec<Conditioning>)> {
         let weights = self.weights(Component::Transformer, observer)?;
@@ -232,8 +254,8 @@ impl Flux1 {
         };
         let tables = prompts.iter().map(modulation).collect::<Result<Vec<_>>>()?;
         let transformer = match self.transformer.take() {
-            Some(transformer) => transformer,
-            None => FluxTransformer::load(&weights, &self.flux_config)?,
+            Some(transformer) => transformer.with_mlp_tokens(memory.mlp_tokens),
+            None => FluxTransformer::load_saving(&weights, &self.flux_config, memory.saving())?,
         };
         proceed(observer.on(Event::Computing { stage: Stage::Transformer }))?;
         let reference =
@@ -255,6 +277,13 @@ impl Flux1 {
         self.transformer = self.keep_loaded.then_some(transformer);
     }
 
+    fn quantised(&self, component: Component, weights: Weights) -> Weights {
+        match (self.quantize, component) {
+            (Some(target), Component::Transformer | Component::T5) => weights.quantised(component, target),
+            _ => weights,
+        }
+    }
+
     fn weights(&self, component: Component, observer: &dyn Observer) -> Result<Weights> {
         let weights = self.files.weights(component, self.dtype, &self.device)?.with_kernels(self.kernels);
         let weights = match self.loras.of(component) {
@@ -263,10 +292,7 @@ impl Flux1 {
         };
         let (file, bytes) = (weights.store().describe(), weights.store().total_bytes());
         debug!(file, bytes, dtype = ?self.dtype, "{component} opened");
-        let weights = match (self.quantize, component) {
-            (Some(target), Component::Transformer | Component::T5) => weights.quantised(component, target),
-            _ => weights,
-        };
+        let weights = self.quantised(component, weights);
         Ok(match observer.cancel_flag() {
             Some(flag) => weights.with_cancel(flag),
             None => weights,
@@ -280,22 +306,4 @@ pub(crate) fn proceed(control: Control) -> Result<()> {
         Control::Continue => Ok(()),
         Control::Cancel => Err(Error::Cancelled),
     }
-}
-
-/// The configuration of a part: from its folder, or read off the tensors `of` a single file; refused where `check` does.
-fn config<C: DeserializeOwned>(
-    files: &ModelFiles,
-    component: Component,
-    of: fn(&Weights) -> retouch_weights::Result<C>,
-    check: fn(&C, &str) -> retouch_weights::Result<()>,
-) -> Result<C> {
-    let (config, file) = match files.config::<C>(component)? {
-        Some(found) => found,
-        None => {
-            let weights = files.weights(component, DType::F32, &Device::Cpu)?;
-            (of(&weights)?, weights.store().describe())
-        }
-    };
-    check(&config, &file)?;
-    Ok(config)
 }

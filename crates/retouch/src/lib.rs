@@ -26,6 +26,7 @@ mod error;
 mod flux1;
 pub mod image;
 mod loras;
+pub mod memory;
 mod paths;
 mod profile;
 mod request;
@@ -38,6 +39,7 @@ pub use device::{DeviceChoice, Precision};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
 pub use loras::{Lora, StoredLora};
+pub use memory::MemoryPlan;
 pub use profile::{Profile, StageProfile};
 pub use request::{
     Control, EditRequest, EditResult, EditedImage, Event, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_STEPS, Observer,

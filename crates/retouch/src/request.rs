@@ -9,7 +9,7 @@ use std::{
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Lora, Result, StoredLora};
+use crate::{Error, Lora, MemoryPlan, Result, StoredLora};
 
 /// One edit (or, without an image, one generation). Everything left `None` or at its default is the model's own choice.
 #[derive(Debug, Clone, Default)]
@@ -179,6 +179,8 @@ pub struct EditResult {
 
 /// What the engine is doing; see [`crate::Observer`].
 pub enum Event<'a> {
+    /// What will be in memory when; nothing is read yet.
+    Planned { memory: &'a MemoryPlan },
     /// Weights of this size are about to be read for a stage.
     Loading { stage: Stage, bytes: usize },
     /// The weights of a stage are there and its computation begins: for each prompt, for each image.

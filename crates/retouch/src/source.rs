@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use retouch_models::{ModelDefaults, NANO_KONTEXT_ID, defaults_for};
+use retouch_models::{ModelDefaults, NANO_KONTEXT_ID, defaults_for, known};
 use retouch_sampler::SchedulerConfig;
 use retouch_weights::{
     Component, Folder, Pipeline, Weights, WeightsError,
@@ -50,7 +50,7 @@ impl ModelSource {
         Self { base, transformer, vae, clip, t5, tokenizers: file(TOKENIZERS) }
     }
 
-    fn file(&self, component: Component) -> Option<&Path> {
+    pub(crate) fn file(&self, component: Component) -> Option<&Path> {
         match component {
             Component::Transformer => self.transformer.as_deref(),
             Component::Vae => self.vae.as_deref(),
@@ -110,6 +110,26 @@ impl ModelFiles {
             source: source.clone(),
             base: Some(base),
         })
+    }
+
+    /// The same without downloading anything: none where the base is a known model that is not here, or not all of it. The
+    /// tokenizers are not looked for.
+    pub fn here(source: &ModelSource) -> Result<Option<Self>> {
+        let mut source = ModelSource { tokenizers: Some(PathBuf::new()), ..source.clone() };
+        let hub = HubOptions::from_env();
+        if let Some(id) = source.base.as_ref().filter(|base| !Path::new(base).is_dir() && *base != NANO_KONTEXT_ID) {
+            let cached = hub::cached_models(&hub).into_iter().find(|cached| cached.id.eq_ignore_ascii_case(id));
+            match cached.filter(|cached| cached.missing.is_none()) {
+                Some(cached) => source.base = Some(cached.folder.to_string_lossy().into_owned()),
+                None if known(id).is_some() => return Ok(None),
+                None => {
+                    return Err(Error::BadRequest(format!(
+                        "{id} is neither a folder, nor downloaded, nor a model that is known; see `retouch models`"
+                    )));
+                }
+            }
+        }
+        Self::find(&source, &hub, &mut hub::NoProgress).map(Some)
     }
 
     /// FLUX.1 Kontext [dev] from four files; the tokenizers are small and come from the hub if no folder is given.
@@ -201,4 +221,22 @@ fn base_folder(
         let needed: Vec<Component> = Component::ALL.into_iter().filter(|&c| source.file(c).is_none()).collect();
         Ok(hub::model(name, &needed, hub, progress)?)
     }
+}
+
+/// The configuration of a part: from its folder, or read off the tensors `of` a single file; refused where `check` does.
+pub(crate) fn config<C: DeserializeOwned>(
+    files: &ModelFiles,
+    component: Component,
+    of: fn(&Weights) -> retouch_weights::Result<C>,
+    check: fn(&C, &str) -> retouch_weights::Result<()>,
+) -> Result<C> {
+    let (config, file) = match files.config::<C>(component)? {
+        Some(found) => found,
+        None => {
+            let weights = files.weights(component, DType::F32, &Device::Cpu)?;
+            (of(&weights)?, weights.store().describe())
+        }
+    };
+    check(&config, &file)?;
+    Ok(config)
 }

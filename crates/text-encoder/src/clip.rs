@@ -58,6 +58,23 @@ fn default_eos() -> u32 {
 }
 
 impl ClipConfig {
+    /// CLIP ViT-L/14, the one that FLUX.1 uses.
+    ///
+    /// Source: `text_encoder/config.json` of the black-forest-labs/FLUX.1-Kontext-dev repository.
+    pub fn large() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            max_position_embeddings: 77,
+            hidden_act: ClipActivation::QuickGelu,
+            layer_norm_eps: default_epsilon(),
+            eos_token_id: LARGEST_ID,
+        }
+    }
+
     /// The sizes of a single file, which brings no configuration; the rest as in CLIP-L, the one that FLUX.1 uses.
     ///
     /// # Errors

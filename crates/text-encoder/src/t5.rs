@@ -55,6 +55,24 @@ fn default_feed_forward() -> String {
 const GATED_GELU: &str = "gated-gelu";
 
 impl T5Config {
+    /// T5 v1.1 XXL, the one that FLUX.1 uses.
+    ///
+    /// Source: `text_encoder_2/config.json` of the black-forest-labs/FLUX.1-Kontext-dev repository.
+    pub fn xxl() -> Self {
+        Self {
+            vocab_size: 32128,
+            d_model: 4096,
+            d_kv: 64,
+            d_ff: 10240,
+            num_layers: 24,
+            num_heads: 64,
+            relative_attention_num_buckets: default_buckets(),
+            relative_attention_max_distance: default_max_distance(),
+            layer_norm_epsilon: default_epsilon(),
+            feed_forward_proj: GATED_GELU.to_string(),
+        }
+    }
+
     /// The sizes of a single file, which brings no configuration; the rest as in T5 v1.1 XXL, the one that FLUX.1 uses.
     ///
     /// # Errors

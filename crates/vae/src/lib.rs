@@ -20,4 +20,4 @@ mod tiling;
 pub use config::VaeConfig;
 pub use decoder::VaeDecoder;
 pub use encoder::VaeEncoder;
-pub use tiling::Tiling;
+pub use tiling::{MIN_ROWS, Tiling};

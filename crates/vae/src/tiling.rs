@@ -28,7 +28,7 @@ pub enum Tiling {
 }
 
 /// A band has at least this many rows of a layer's output: fewer are mostly the neighbours' rows.
-pub(crate) const MIN_ROWS: usize = 8;
+pub const MIN_ROWS: usize = 8;
 
 impl Tiling {
     /// `conv` of `x`, normalised before if there is a norm.
@@ -137,13 +137,8 @@ fn moments(x: &Tensor, norm: &GroupNorm, bytes: usize) -> Result<Moments> {
 fn bands(x: &Tensor, y: &Tensor, bytes: usize) -> Result<Vec<Range<usize>>> {
     let height = y.dim(2)?;
     let larger = x.elem_count().max(y.elem_count()) * y.dtype().size_in_bytes();
-    let rows = rows_of_band(height, larger, bytes);
+    let rows = (bytes / (larger / height.max(1)).max(1)).max(MIN_ROWS);
     Ok((0..height).step_by(rows).map(|start| start..height.min(start + rows)).collect())
-}
-
-/// Rows of a band of a layer whose larger side, of `height` rows of the output, takes `larger` bytes.
-pub(crate) fn rows_of_band(height: usize, larger: usize, bytes: usize) -> usize {
-    (bytes / (larger / height.max(1)).max(1)).max(MIN_ROWS)
 }
 
 /// A copy of rows, on the device that computes.

@@ -19,6 +19,7 @@ mod model_index;
 pub mod naming;
 mod shapes;
 mod store;
+mod tally;
 mod weights;
 
 pub use describe::{Description, FileDescription, ModelDescription, describe, describe_model};
@@ -34,4 +35,5 @@ pub use matrix::Matrix;
 pub use model_index::Pipeline;
 pub use shapes::{ClipShape, FluxShape, T5Shape, VaeShape};
 pub use store::Store;
+pub use tally::Counted;
 pub use weights::Weights;

@@ -117,6 +117,11 @@ impl Store {
         self.tensors.get(name).map(|t| &t.entry.encoding)
     }
 
+    /// Bytes of the tensor `name` in its file.
+    pub fn bytes(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name).map(|tensor| tensor.entry.len)
+    }
+
     /// Bytes of all tensors together.
     pub fn total_bytes(&self) -> usize {
         self.tensors.values().map(|t| t.entry.len).sum()

@@ -18,6 +18,7 @@ use crate::{
     convert::{self, Target},
     lora::{Added, merge},
     naming::{Naming, Recipe},
+    tally::{self, Tally},
 };
 
 /// A place in a tree of parameters; cheap to clone.
@@ -36,6 +37,8 @@ pub struct Weights {
     quantisation: Option<(Component, Target)>,
     cancel: Option<Arc<AtomicBool>>,
     adapters: Option<Arc<Adapters>>,
+    /// Nothing is read where there is one.
+    tally: Option<Arc<Tally>>,
 }
 
 impl Weights {
@@ -51,6 +54,7 @@ impl Weights {
             quantisation: None,
             cancel: None,
             adapters: None,
+            tally: None,
         }
     }
 
@@ -82,6 +86,15 @@ impl Weights {
     /// fewer bits stay as they are, and their layers add the changes to their outputs.
     pub fn with_adapters(self, adapters: Arc<Adapters>) -> Self {
         Self { adapters: Some(adapters), ..self }
+    }
+
+    pub(crate) fn with_tally(&self, tally: Arc<Tally>) -> Self {
+        Self { tally: Some(tally), ..self.clone() }
+    }
+
+    /// How matrices are taken to be stored, if they are nowhere.
+    pub(crate) fn assumed_target(&self) -> Option<Target> {
+        self.tally.as_ref()?.assumed
     }
 
     pub fn dtype(&self) -> DType {
@@ -132,14 +145,15 @@ impl Weights {
         let full_name = self.full_name(name);
         self.check_cancelled()?;
         let recipe = self.naming.recipe(&full_name);
+        if let Some(tally) = &self.tally {
+            if tally.assumed.is_none() {
+                self.check_shape(&recipe, &[shape.0, shape.1])?;
+            }
+            let bytes = self.matrix_bytes(&recipe, shape, &full_name);
+            return tally.matrix(full_name, shape, self.dtype, bytes);
+        }
         self.check_shape(&recipe, &[shape.0, shape.1])?;
-        if let Some((component, target)) = self.quantisation
-            && convert::is_worthwhile(component, &full_name, shape)
-            && !recipe
-                .parts()
-                .iter()
-                .any(|part| matches!(self.store.encoding(part), Some(Encoding::Blocks(_) | Encoding::Fp8(_))))
-        {
+        if let Some(target) = self.quantised_as(&recipe, shape, &full_name) {
             return Ok(Matrix::Packed(convert::quantised(self, name, shape, target)?));
         }
         let packed = |part: &String| self.store.packed(part, self.dtype, &self.device);
@@ -228,8 +242,14 @@ impl Weights {
     fn read_unchanged(&self, shape: &Shape, full_name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         self.check_cancelled()?;
         let recipe = self.naming.recipe(full_name);
+        if let Some(tally) = self.tally.as_ref().filter(|tally| tally.assumed.is_some()) {
+            return tally.tensor(full_name.to_string(), shape, dtype);
+        }
         // Against the header first: a file of another model is refused before gigabytes of it are read.
         self.check_shape(&recipe, shape.dims())?;
+        if let Some(tally) = &self.tally {
+            return tally.tensor(full_name.to_string(), shape, dtype);
+        }
         let read = |part: &String| self.store.tensor(part, dtype, device);
         Ok(match &recipe {
             Recipe::Same(part) => read(part)?,
@@ -249,6 +269,32 @@ impl Weights {
                 Tensor::cat(&[whole.narrow(0, half, half)?, whole.narrow(0, 0, half)?], 0)?
             }
         })
+    }
+
+    /// What a matrix is quantised to when it is read, if it is.
+    fn quantised_as(&self, recipe: &Recipe, shape: (usize, usize), full_name: &str) -> Option<Target> {
+        let (component, target) = self.quantisation?;
+        let is_small = |part| matches!(self.store.encoding(part), Some(Encoding::Blocks(_) | Encoding::Fp8(_)));
+        let small = recipe.parts().iter().any(|part| is_small(part));
+        (convert::is_worthwhile(component, full_name, shape) && !small).then_some(target)
+    }
+
+    /// What a matrix will take in memory.
+    fn matrix_bytes(&self, recipe: &Recipe, shape: (usize, usize), full_name: &str) -> u64 {
+        if let Some(target) = self.quantised_as(recipe, shape, full_name) {
+            return tally::matrix_bytes(target, shape, self.dtype);
+        }
+        match recipe {
+            Recipe::Reshaped(_) => (shape.0 * shape.1 * self.dtype.size_in_bytes()) as u64,
+            _ => recipe.parts().iter().map(|part| self.bytes_in_memory(part)).sum(),
+        }
+    }
+
+    /// What a tensor of the file takes as a part of a matrix: no more bits than are computed with.
+    fn bytes_in_memory(&self, part: &str) -> u64 {
+        let values: usize = self.store.shape(part).map_or(0, elements);
+        let dense = values.saturating_mul(self.dtype.size_in_bytes());
+        self.store.bytes(part).map_or(dense, |stored| stored.min(dense)) as u64
     }
 
     fn check_cancelled(&self) -> Result<()> {

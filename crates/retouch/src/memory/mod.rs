@@ -1,0 +1,15 @@
+//! What of a model is in memory when: planned before an edit, from what its parts and its work will take.
+//!
+//! [`ModelMemory`] counts parameters (from files' headers, or the shapes of a known model), `work` counts what is computed
+//! with them, [`Budget`] is what there is, and [`MemoryPlan::fastest`] chooses.
+
+mod budget;
+mod model;
+mod plan;
+mod work;
+
+pub(crate) use budget::give_back;
+pub use budget::{Budget, DeviceKind};
+pub use model::ModelMemory;
+pub use plan::{MemoryPlan, Pixels, Resident, StagePlan};
+pub use work::{Bands, Work};
