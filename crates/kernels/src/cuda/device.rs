@@ -43,7 +43,9 @@ const BUILT_FOR: Option<&str> = option_env!("CUDA_COMPUTE_CAP");
 /// Memory that tensors give back stays reserved, so that a step's buffers are the last step's. Uses of tensors are not
 /// tracked by events: all of the device's work goes into one stream, whichever thread it comes from, which orders it.
 pub fn open(ordinal: usize) -> std::result::Result<Device, String> {
-    let context = CudaContext::new(ordinal).map_err(|e| not_opened(ordinal, e))?;
+    // The driver counts in 32 bits, to which a larger number would be cut.
+    let counted = i32::try_from(ordinal).map_err(|_| not_opened(ordinal, NO_SUCH_GPU))?;
+    let context = CudaContext::new(counted as usize).map_err(|e| not_opened(ordinal, e))?;
     requirements::check_driver(driver_version().map_err(|e| e.to_string())?, TOOLKIT)?;
     let capability = context.compute_capability().map_err(|e| e.to_string())?;
     let name = context.name().unwrap_or_else(|_| format!("GPU {ordinal}"));
@@ -54,6 +56,8 @@ pub fn open(ordinal: usize) -> std::result::Result<Device, String> {
     unsafe { device.disable_event_tracking() };
     Ok(Device::Cuda(device))
 }
+
+const NO_SUCH_GPU: DriverError = DriverError(sys::CUresult::CUDA_ERROR_INVALID_DEVICE);
 
 fn not_opened(ordinal: usize, error: DriverError) -> String {
     use sys::CUresult;
