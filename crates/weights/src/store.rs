@@ -173,7 +173,13 @@ impl Store {
         let Some(bytes) = rows.filter(|_| range.end <= all) else {
             return Err(candle_core::Error::Msg(format!("rows {range:?} of `{name}`, which has {all}")).into());
         };
-        Ok(format::decode(&entry.encoding, bytes, &[range.len(), row], self.scale(name)?, DType::F32, &Device::Cpu)?)
+        let shape = [range.len(), row];
+        let rows = format::decode(&entry.encoding, bytes, &shape, self.scale(name)?, DType::F32, &Device::Cpu)?;
+        if let Some(Located { file, .. }) = self.tensors.get(name) {
+            let read = entry.start + range.start * row_bytes..entry.start + range.end * row_bytes;
+            self.files[*file].bytes.release(read);
+        }
+        Ok(rows)
     }
 
     /// The bytes of the tensor `name` as they are in the file; none where a scale beside it makes other values of them.
