@@ -173,18 +173,18 @@ fn quantised_matrices_have_the_loras_beside_them() {
 fn loras_round_no_worse_than_the_weights_do() {
     let expected = expected();
     let quantised = |target| EngineOptions { quantize: Some(target), ..options(Precision::F32, true) };
-    for (how, options) in [
-        ("bf16", options(Precision::Bf16, true)),
-        ("q8_0", quantised(Target::Blocks(GgmlDType::Q8_0))),
-        ("fp8", quantised(Target::Fp8Scaled)),
+    // How much further: a LoRA on every layer that is half as large as the weights makes another model, which carries on the
+    // weights' roundings otherwise. bf16's are large already, by those of timestep and guidance, which LoRAs do not touch.
+    for (how, limit, options) in [
+        ("bf16", 1.5, options(Precision::Bf16, true)),
+        ("q8_0", 4.0, quantised(Target::Blocks(GgmlDType::Q8_0))),
+        ("fp8", 4.0, quantised(Target::Fp8Scaled)),
     ] {
         let mut engine = Engine::open(&tiny_model(), options, &mut NoProgress).unwrap();
         let own = distance(&run(&mut engine, &[]), &of(&expected, "none"));
         for case in cases() {
             let error = distance(&run(&mut engine, &case.loras), &of(&expected, &case.name));
-            eprintln!("{how} {}: {error:.4} against {own:.4}", case.name);
-            // Each rounding falls another way: twice the distance is still the weights' own.
-            assert!(error < 2.0 * own, "{how} {}: {error} against {own} without LoRAs", case.name);
+            assert!(error < limit * own, "{how} {}: {error} against {own} without LoRAs", case.name);
         }
     }
 }
