@@ -49,13 +49,14 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// What is free now, or `limit` instead on the device that computes. Nothing is known of Metal's: there all memory counts
-    /// as free without a limit.
+    /// What is free now, less a twentieth for what nobody counts (pieces between tensors, other programs), or `limit` instead on
+    /// the device that computes. Nothing is known of Metal's: there all memory counts as free without a limit.
     pub fn of(device: &Device, limit: Option<u64>) -> Self {
-        let host = free_of_host().unwrap_or(u64::MAX);
+        let usable = |free: Option<u64>| free.map_or(u64::MAX, |free| free / 20 * 19);
+        let host = usable(free_of_host());
         let free = match device {
             Device::Cpu => host,
-            Device::Cuda(_) => free_of_cuda(device).unwrap_or(u64::MAX),
+            Device::Cuda(_) => usable(free_of_cuda(device)),
             Device::Metal(_) => u64::MAX,
         };
         Self { kind: DeviceKind::of(device), device: limit.unwrap_or(free), host, is_limit: limit.is_some() }

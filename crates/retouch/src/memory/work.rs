@@ -153,7 +153,7 @@ impl Work {
             };
             scaled(channels * pixels, layer.scale)
         });
-        values.max().unwrap_or(0) * e + workspace(model, kind) + picture(way, pixels)
+        values.max().unwrap_or(0) * e + workspace(model, kind, pixels) + picture(way, pixels)
     }
 
     /// The VAE in bands of rows: of the device, with whole activations there or on the host, and of the host.
@@ -183,7 +183,7 @@ impl Work {
         let rows = (MIN_ROWS * widest * size.0) as u64 * e;
         // This one and the next, normalised, and the product; nine times gathered on a GPU.
         let band = rows.max(bands.bytes as u64) * if kind == DeviceKind::Cpu { 5 } else { 16 };
-        let common = workspace(model, kind) + picture(way, pixels);
+        let common = workspace(model, kind, pixels) + picture(way, pixels);
         if bands.on_host { (middle.max(band) + common, outer) } else { (middle.max(outer + band) + common, 0) }
     }
 }
@@ -209,20 +209,19 @@ pub(super) enum Way {
     Decode,
 }
 
-/// Of the VAE: what each thread of a CPU gathers for a tile of a convolution, 8 MiB at most; on a GPU the scores of the
-/// attention in the middle, which are more than a band of CUDA's windows.
-fn workspace(model: &ModelMemory, kind: DeviceKind) -> u64 {
+/// Of the VAE: what the threads of a CPU gather for a tile of a convolution each; on a GPU the scores of the attention in the
+/// middle, which are more than a band of CUDA's windows.
+fn workspace(model: &ModelMemory, kind: DeviceKind, pixels: u64) -> u64 {
+    if kind != DeviceKind::Cpu {
+        return SCORES;
+    }
+    let threads = rayon::current_num_threads() as u64;
     let gathered = |&channels: &usize| {
         let depth = 9 * channels as u64;
-        depth * 4 * ((1 << 21) / depth).clamp(64, 1024)
+        let tile = ((1 << 21) / depth).min(1024).min(pixels.div_ceil(4 * threads)).max(64);
+        threads * depth * tile * 4
     };
-    match kind {
-        DeviceKind::Cpu => {
-            let tile = model.vae.block_out_channels.iter().map(gathered).max().unwrap_or(0);
-            rayon::current_num_threads() as u64 * tile
-        }
-        _ => SCORES,
-    }
+    model.vae.block_out_channels.iter().map(gathered).max().unwrap_or(0)
 }
 
 /// A layer over an image of `scale` (a power of a quarter) of the pixels.
