@@ -34,8 +34,8 @@ pub enum Error {
 
     /// What was needed and what there is.
     #[error(
-        "out of device memory: {0}; choose a smaller --width, --height or --reference-size, leave out --keep-loaded, or end \
-         other programs that use the device"
+        "out of device memory: {0}; choose a lower --vram-limit or a smaller --width and --height, leave out --keep-loaded, \
+         or end other programs that use the device"
     )]
     OutOfMemory(String),
 
