@@ -165,10 +165,10 @@ pub fn group_norm_by(
     let per_group = |values| Tensor::from_vec(values, (batch, (), 1), &Device::Cpu);
     let per_group = |values| per_group(values)?.to_dtype(wide.dtype())?.to_device(x.device());
     let normed = wide.broadcast_sub(&per_group(means)?)?.broadcast_mul(&per_group(inverses)?)?;
-    let normed = normed.reshape(x.shape())?.to_dtype(x.dtype())?;
-    let per_channel = |x: &Tensor| x.reshape((1, (), 1, 1));
+    let per_channel = |x: &Tensor| x.reshape((1, (), 1, 1))?.to_dtype(wide.dtype());
+    let normed = normed.reshape(x.shape())?;
     let y = normed.broadcast_mul(&per_channel(weight)?)?.broadcast_add(&per_channel(bias)?)?;
-    if silu { y.silu() } else { Ok(y) }
+    (if silu { y.silu()? } else { y }).to_dtype(x.dtype())
 }
 
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Tensor>, window: Window) -> Result<Tensor> {
