@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let scene = retouch::image::read_image(&std::fs::read(path)?, path)?;
     let options = EngineOptions { keep_loaded: true, ..Default::default() };
     let mut engine = Engine::open(&ModelSource::default(), options, &mut NoProgress)?;
-    let mut edit = |steps: usize, cache: Option<f64>| -> retouch::Result<Made> {
+    let mut edit = |steps: usize, cache: Option<f64>| -> Result<Made, Box<dyn Error>> {
         let mut made = Made { images: Vec::new(), seconds: 0.0, passes: 0.0 };
         for (seed, prompt) in (1..).zip(PROMPTS) {
             let request = EditRequest {

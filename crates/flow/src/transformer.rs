@@ -30,8 +30,8 @@ pub struct FluxTransformer {
 }
 
 enum Block {
-    Double(DoubleBlock),
-    Single(SingleBlock),
+    Double(Box<DoubleBlock>),
+    Single(Box<SingleBlock>),
 }
 
 /// The tokens on their way through the blocks: apart in double blocks, in single blocks one stream, the text first.
@@ -80,8 +80,10 @@ impl FluxTransformer {
         let block = {
             let (weights, config) = (weights.clone(), config.clone());
             move |i: usize| match i.checked_sub(config.num_layers) {
-                None => DoubleBlock::load(&weights.pp("double_blocks").pp(i), &config).map(Block::Double),
-                Some(i) => SingleBlock::load(&weights.pp("single_blocks").pp(i), &config).map(Block::Single),
+                None => DoubleBlock::load(&weights.pp("double_blocks").pp(i), &config)
+                    .map(|block| Block::Double(Box::new(block))),
+                Some(i) => SingleBlock::load(&weights.pp("single_blocks").pp(i), &config)
+                    .map(|block| Block::Single(Box::new(block))),
             }
         };
         Ok(Self {

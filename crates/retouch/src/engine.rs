@@ -23,7 +23,7 @@ use tracing::debug;
 use crate::{
     Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelSource, Observer, Parameters,
     Precision, Profile, Result, Seeds, Stage, StoredLora, Timings, Trace,
-    flux1::{Flux1, proceed},
+    flux1::{Flux1, Steps, proceed},
     image,
     memory::{Budget, MemoryPlan, ModelMemory, Work, give_back},
     profile::Recorder,
@@ -186,8 +186,8 @@ impl Engine {
         debug!(noise = ?shape, images = noise.len(), sigmas = ?schedule.sigmas(), "noise drawn");
         record_inputs(trace, reference.as_ref(), &noise, &schedule)?;
         let reference = reference.as_ref();
-        let (transformer, conditionings) =
-            self.model.prepare(&prompts, reference, plan.output, &schedule, plan.guidance, &memory, observer)?;
+        let steps = Steps { output: plan.output, schedule: &schedule, guidance: plan.guidance };
+        let (transformer, conditionings) = self.model.prepare(&prompts, reference, steps, &memory, observer)?;
         timings.load_seconds = clock.lap("transformer loading");
 
         // noise -> latents, an image at a time

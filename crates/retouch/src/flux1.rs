@@ -53,6 +53,15 @@ pub(crate) struct Prompt {
     pub embeds: Tensor,
 }
 
+/// What the steps of a request are.
+pub(crate) struct Steps<'a> {
+    /// Width and height of the result in pixels.
+    pub output: (usize, usize),
+    pub schedule: &'a Schedule,
+    /// Of models that take one.
+    pub guidance: Option<f64>,
+}
+
 impl Flux1 {
     pub fn new(
         files: ModelFiles,
@@ -238,9 +247,7 @@ impl Flux1 {
         &mut self,
         prompts: &[Prompt],
         reference: Option<&Tensor>,
-        output: (usize, usize),
-        schedule: &Schedule,
-        guidance: Option<f64>,
+        Steps { output, schedule, guidance }: Steps<'_>,
         memory: &MemoryPlan,
         observer: &mut dyn Observer,
     ) -> Result<(FluxTransformer, Vec<Conditioning>)> {

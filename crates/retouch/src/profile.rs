@@ -34,12 +34,15 @@ impl StageProfile {
     }
 }
 
+/// A stage's name, its time and its operations.
+type Recorded = (&'static str, Duration, BTreeMap<Operation, Total>);
+
 /// Assigns operations to stages.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     profiled: &'static Profiled,
     peak_flops: f64,
-    stages: RefCell<Vec<(&'static str, Duration, BTreeMap<Operation, Total>)>>,
+    stages: RefCell<Vec<Recorded>>,
 }
 
 impl Recorder {

@@ -373,7 +373,7 @@ mod tests {
         for storage in ["bf16", "q8_0", "q4_0"] {
             let (model, mut peak) = (model(storage), u64::MAX);
             for tenths in (30..=300).rev() {
-                let Ok(plan) = MemoryPlan::fastest(&model(storage), &work(1024), budget(tenths * GB / 10)) else {
+                let Ok(plan) = MemoryPlan::fastest(&model, &work(1024), budget(tenths * GB / 10)) else {
                     break;
                 };
                 assert!(plan.peak() <= (tenths * GB / 10).min(peak), "{tenths}: {plan}");
