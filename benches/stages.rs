@@ -95,7 +95,7 @@ fn edit(c: &mut Criterion) {
     });
     let request = EditRequest { prompt: PROMPT.into(), image: Some(picture), ..Default::default() };
     for (name, keep_loaded) in [("load_per_stage", false), ("keep_loaded", true)] {
-        let options = EngineOptions { keep_loaded, ..Default::default() };
+        let options = EngineOptions { keep_loaded: keep_loaded.into(), ..Default::default() };
         let mut engine = Engine::open(&ModelSource::default(), options, &mut NoProgress).unwrap();
         c.bench_function(&format!("edit/nano/{PIXELS}px/{name}"), |b| {
             b.iter(|| engine.edit(&request, &mut Silent).unwrap())

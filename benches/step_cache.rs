@@ -31,7 +31,7 @@ struct Made {
 fn main() -> Result<(), Box<dyn Error>> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images/scene.png");
     let scene = retouch::image::read_image(&std::fs::read(path)?, path)?;
-    let options = EngineOptions { keep_loaded: true, ..Default::default() };
+    let options = EngineOptions { keep_loaded: true.into(), ..Default::default() };
     let mut engine = Engine::open(&ModelSource::default(), options, &mut NoProgress)?;
     let mut edit = |steps: usize, cache: Option<f64>| -> Result<Made, Box<dyn Error>> {
         let mut made = Made { images: Vec::new(), seconds: 0.0, passes: 0.0 };

@@ -62,7 +62,7 @@ fn tiny(precision: Precision) -> Engine {
     let source =
         ModelSource { base: Some(fixtures().join("tiny-kontext").display().to_string()), ..Default::default() };
     let options =
-        EngineOptions { device: device(), precision: Some(precision), keep_loaded: true, ..Default::default() };
+        EngineOptions { device: device(), precision: Some(precision), keep_loaded: true.into(), ..Default::default() };
     Engine::open(&source, options, &mut NoProgress).unwrap()
 }
 

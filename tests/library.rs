@@ -10,8 +10,8 @@ use std::{
 
 use image::RgbImage;
 use retouch::{
-    Control, EditRequest, Engine, EngineOptions, Error, Event, ModelSource, NoProgress, Observer, ReferenceSize, Seeds,
-    Silent, Stage,
+    Control, EditRequest, Engine, EngineOptions, Error, Event, KeepLoaded, ModelSource, NoProgress, Observer,
+    ReferenceSize, Seeds, Silent, Stage,
 };
 
 fn tiny() -> Engine {
@@ -139,9 +139,93 @@ fn every_plan_makes_the_same_picture_down_to_a_limit_that_is_refused() {
 
 #[test]
 fn a_model_that_is_kept_is_planned_as_a_whole() {
-    let mut engine = tiny_with(EngineOptions { vram_limit: Some(1 << 32), keep_loaded: true, ..Default::default() });
+    let mut engine =
+        tiny_with(EngineOptions { vram_limit: Some(1 << 32), keep_loaded: true.into(), ..Default::default() });
     assert!(engine.edit(&request(&[1]), &mut Silent).is_ok());
-    let mut engine = tiny_with(EngineOptions { vram_limit: Some(1 << 20), keep_loaded: true, ..Default::default() });
+    let mut engine =
+        tiny_with(EngineOptions { vram_limit: Some(1 << 20), keep_loaded: true.into(), ..Default::default() });
     let refused = engine.edit(&request(&[1]), &mut Silent).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(refused.contains("leave out --keep-loaded"), "{refused}");
+}
+
+/// What an edit reads and computes, in order.
+fn stages(engine: &mut Engine, request: &EditRequest) -> (RgbImage, Vec<Stage>) {
+    let mut computed = Vec::new();
+    let mut note = |event: Event<'_>| {
+        if let Event::Computing { stage } = event {
+            computed.push(stage);
+        }
+        Control::Continue
+    };
+    let made = engine.edit(request, &mut note).unwrap().images.remove(0).pixels;
+    (made, computed)
+}
+
+#[test]
+fn a_model_is_kept_where_it_fits_and_edits_go_on_where_it_does_not() {
+    let keep = |vram_limit| {
+        tiny_with(EngineOptions { vram_limit, keep_loaded: KeepLoaded::WhereItFits, ..Default::default() })
+    };
+    let plan = |engine: &mut Engine| {
+        let mut kept = false;
+        let mut note = |event: Event<'_>| {
+            if let Event::Planned { memory } = event {
+                kept = memory.keep_loaded;
+            }
+            Control::Continue
+        };
+        let made = engine.edit(&request(&[1]), &mut note).unwrap().images.remove(0).pixels;
+        (kept, made)
+    };
+    let (kept, whole) = plan(&mut keep(None));
+    assert!(kept);
+    // Between what the largest stage takes and what all parts take together.
+    let limit = (0..).map(|i| (32 << 20) - (i << 18)).find(|&limit| {
+        let options = EngineOptions { vram_limit: Some(limit), keep_loaded: KeepLoaded::Yes, ..Default::default() };
+        tiny_with(options).edit(&request(&[1]), &mut Silent).is_err()
+    });
+    assert_eq!(plan(&mut keep(limit)), (false, whole));
+}
+
+#[test]
+fn prompts_and_source_images_that_come_again_are_not_encoded_again() {
+    use Stage::*;
+    let mut engine = tiny_with(EngineOptions { reuse: true, ..Default::default() });
+    let (first, all) = stages(&mut engine, &request(&[1]));
+    assert_eq!(all, [TextEncoders, VaeEncoder, Transformer, VaeDecoder]);
+    let (again, fewer) = stages(&mut engine, &request(&[1]));
+    assert_eq!((again, fewer), (first, vec![Transformer, VaeDecoder]));
+    let other = EditRequest { prompt: "redder".into(), ..request(&[1]) };
+    assert_eq!(stages(&mut engine, &other).1, [TextEncoders, Transformer, VaeDecoder]);
+    let mut other = request(&[1]);
+    other.image = other.image.map(|image| image::imageops::flip_horizontal(&image));
+    assert_eq!(stages(&mut engine, &other).1, [VaeEncoder, Transformer, VaeDecoder]);
+}
+
+#[test]
+fn previews_come_close_to_the_result() {
+    let mut engine =
+        Engine::open(&ModelSource::default(), EngineOptions { previews: true, ..Default::default() }, &mut NoProgress)
+            .unwrap();
+    let scene = std::fs::read("tests/fixtures/images/scene.png").unwrap();
+    let request = EditRequest {
+        prompt: "make the circle blue".into(),
+        image: Some(retouch::image::read_image(&scene, "scene.png").unwrap()),
+        ..Default::default()
+    };
+    let mut last = None;
+    let mut keep = |event: Event<'_>| {
+        if let Event::Step { preview, .. } = event {
+            last = preview().unwrap();
+        }
+        Control::Continue
+    };
+    let made = engine.edit(&request, &mut keep).unwrap().images.remove(0).pixels;
+    let last = last.unwrap();
+    assert_eq!((last.width(), last.height()), (made.width() / 8, made.height() / 8));
+    let small = retouch::image::resize(&made, last.width(), last.height());
+    let error: f64 =
+        small.iter().zip(last.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / small.len() as f64;
+    // Of 255 levels: the source, or a picture of one colour, is further away.
+    assert!(error < 12.0, "{error}");
 }

@@ -48,7 +48,12 @@ fn tiny_model() -> ModelSource {
 }
 
 fn options(precision: Precision, keep_loaded: bool) -> EngineOptions {
-    EngineOptions { device: DeviceChoice::Cpu, precision: Some(precision), keep_loaded, ..Default::default() }
+    EngineOptions {
+        device: DeviceChoice::Cpu,
+        precision: Some(precision),
+        keep_loaded: keep_loaded.into(),
+        ..Default::default()
+    }
 }
 
 fn engine(source: &ModelSource, precision: Precision, keep_loaded: bool) -> Engine {

@@ -150,7 +150,7 @@ fn run_one(
     let mut job = Job::new(request, source, place, stored.image)?;
     console.catch_signals()?;
     let mut engine = open(&model.source(stored.model), &run, console)?;
-    if stored.guidance && !engine.takes_guidance() {
+    if stored.guidance && !engine.rules().takes_guidance {
         job.request.guidance = None;
     }
     let mut session = Session { engine: &mut engine, console, json: output.json, keep_loaded: run.keep_loaded };
@@ -166,9 +166,10 @@ pub fn open(source: &ModelSource, run: &RunArgs, console: &Console) -> Result<En
         device: run.device.unwrap_or_default(),
         precision: run.dtype,
         quantize: run.quantize,
-        keep_loaded: run.keep_loaded,
+        keep_loaded: run.keep_loaded.into(),
         vram_limit: run.vram_limit.map(|limit| limit.0),
         profile: run.profile,
+        ..Default::default()
     };
     let engine = Engine::open(source, options, &mut DownloadProgress::new(console));
     console.check_stop()?;

@@ -14,20 +14,20 @@ use retouch_flow::{
 use retouch_kernels::{Kernels, Profiled};
 use retouch_sampler::{Schedule, TorchGenerator, denoise, guide};
 use retouch_weights::{
-    Pipeline, WeightsError,
+    WeightsError,
     convert::Target,
     hub::{DownloadProgress, HubOptions},
 };
 use tracing::debug;
 
 use crate::{
-    Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelSource, Observer, Parameters,
-    Precision, Profile, Result, Seeds, Stage, StoredLora, Timings, Trace,
+    Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelRules, ModelSource, Observer,
+    Parameters, Precision, Profile, Result, Seeds, Settings, Stage, StoredLora, Timings, Trace,
     flux1::{Flux1, Steps, proceed},
     image,
     memory::{Budget, MemoryPlan, ModelMemory, Work, give_back},
+    preview::Projection,
     profile::Recorder,
-    sizes::{Size, SizeRules},
     source::ModelFiles,
 };
 
@@ -40,13 +40,33 @@ pub struct EngineOptions {
     /// Hold the large matrices of the transformer and of T5 in this type, where their files do not have them in fewer bits
     /// already; a type of fewer than 16 bits.
     pub quantize: Option<Target>,
-    /// Keep all parts of the model in memory between edits, instead of one stage's at a time.
-    pub keep_loaded: bool,
+    pub keep_loaded: KeepLoaded,
+    /// Keep the embeddings of the last prompts and the latents of the last source images for requests that have them again.
+    pub reuse: bool,
+    /// Learn to show latents, for [`Event::Step`]'s previews.
+    pub previews: bool,
     /// Bytes of the device's memory to stay within, instead of those that are free when the model is opened. On the CPU it is
     /// the memory of this program.
     pub vram_limit: Option<u64>,
     /// Measure where the time goes, for [`Engine::profile`]; on a GPU the whole then takes longer.
     pub profile: bool,
+}
+
+/// Whether all parts of the model stay in memory between edits, instead of one stage's at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepLoaded {
+    #[default]
+    No,
+    /// Edits for which they do not fit are refused.
+    Yes,
+    /// For edits for which they fit.
+    WhereItFits,
+}
+
+impl From<bool> for KeepLoaded {
+    fn from(keep: bool) -> Self {
+        if keep { Self::Yes } else { Self::No }
+    }
 }
 
 /// A model, ready to edit. Its weights are read when an edit needs them.
@@ -59,19 +79,8 @@ pub struct Engine {
     recorder: Option<Recorder>,
     memory: ModelMemory,
     budget: Budget,
-    keep_loaded: bool,
-}
-
-/// A request with all choices made.
-struct Plan {
-    reference: Option<(RgbImage, Size)>,
-    output: Size,
-    steps: usize,
-    /// `None` where the model takes none.
-    guidance: Option<f64>,
-    true_cfg: f64,
-    max_sequence_length: usize,
-    source_sha256: Option<String>,
+    keep_loaded: KeepLoaded,
+    previews: Option<Projection>,
 }
 
 impl Engine {
@@ -89,7 +98,7 @@ impl Engine {
         let profiled = options.profile.then(|| Profiled::for_device(&device));
         let kernels =
             profiled.map_or_else(|| retouch_kernels::for_device(&device), |profiled| profiled as &dyn Kernels);
-        let model = Flux1::new(files, &device, kernels, precision.dtype(), options.quantize, options.keep_loaded)?;
+        let model = Flux1::new(files, &device, kernels, precision.dtype(), options.quantize, options.reuse)?;
         let files = model.files();
         files
             .defaults
@@ -104,12 +113,30 @@ impl Engine {
         // Now, before anything of the model is a part of what is taken.
         let budget = Budget::of(&device, options.vram_limit);
         let device_name = choice.to_string();
-        Ok(Self { model, device, device_name, precision, quantize, recorder, memory, budget, keep_loaded })
+        let previews = options.previews.then(Projection::default);
+        Ok(Self { model, device, device_name, precision, quantize, recorder, memory, budget, keep_loaded, previews })
     }
 
-    /// Whether a request to this model can have a guidance scale.
-    pub fn takes_guidance(&self) -> bool {
-        self.model.takes_guidance()
+    /// What the model takes.
+    pub fn rules(&self) -> ModelRules {
+        let ModelFiles { name, defaults, pipeline, .. } = self.model.files();
+        ModelRules {
+            name: name.clone(),
+            defaults: defaults.clone(),
+            takes_guidance: self.model.takes_guidance(),
+            size_multiple: self.model.size_multiple(),
+            pipeline: *pipeline,
+        }
+    }
+
+    /// The device that computes, as [`DeviceChoice`] reads it.
+    pub fn device(&self) -> &str {
+        &self.device_name
+    }
+
+    /// The memory that edits may take.
+    pub fn budget(&self) -> Budget {
+        self.budget
     }
 
     /// Where the time of the edits since the last call went; `None` unless [`EngineOptions::profile`] is set.
@@ -157,9 +184,12 @@ impl Engine {
         trace: &mut Option<Trace>,
         each: &mut dyn FnMut(EditedImage, &Timings) -> Control,
     ) -> Result<Timings> {
-        let plan = self.plan(request)?;
+        let settings = self.rules().settle(request)?;
+        let source_sha256 = request.image.as_ref().map(image::sha256);
+        debug!(source = ?request.image.as_ref().map(RgbImage::dimensions), ?settings, "request settled");
         self.model.use_loras(&request.loras, request.lora_partial)?;
-        let memory = MemoryPlan::fastest(&self.memory, &self.work(request, &plan), self.budget)?;
+        let memory = self.plan(request, &settings)?;
+        self.model.set_keep_loaded(memory.keep_loaded);
         proceed(observer.on(Event::Planned { memory: &memory }))?;
         let mut timings = Timings::default();
         let mut clock = Clock::start(self.recorder.as_ref());
@@ -167,26 +197,33 @@ impl Engine {
         // prompt -> token ids -> embeddings
         let mut prompts = vec![("", request.prompt.as_str())];
         prompts.extend(request.negative_prompt.as_deref().map(|negative| ("negative_", negative)));
-        let prompts = self.model.encode_prompts(&prompts, plan.max_sequence_length, &memory, observer, trace)?;
+        let prompts = self.model.encode_prompts(&prompts, settings.max_sequence_length, &memory, observer, trace)?;
         timings.text_seconds = clock.lap("text");
 
         // image -> pixels in [-1, 1] -> reference latents
-        let reference = match &plan.reference {
-            Some((pixels, _)) => {
-                Some(self.model.encode_image(&image::to_tensor(pixels, &self.device)?, &memory, observer)?)
+        let reference = match request.image.as_ref().zip(settings.reference) {
+            Some((picture, (width, height))) => {
+                let key = source_sha256.clone().map(|sha256| (sha256, width, height));
+                let picture = image::resize(picture, width as u32, height as u32);
+                let pixels = image::to_tensor(&picture, &self.device)?;
+                let latents = self.model.encode_image(&pixels, key, &memory, observer)?;
+                if let Some(previews) = &mut self.previews {
+                    previews.learn(&latents, &picture)?;
+                }
+                Some(latents)
             }
             None => None,
         };
         timings.reference_seconds = clock.lap("reference image");
 
         // seeds -> noise; size -> schedule
-        let shape = self.model.latent_shape(plan.output);
+        let shape = self.model.latent_shape(settings.output);
         let noise = draw_noise(&request.seeds, shape, &self.device)?;
-        let schedule = Schedule::new(&self.model.files().scheduler, plan.steps, self.model.tokens(plan.output));
+        let schedule = Schedule::new(&self.model.files().scheduler, settings.steps, self.model.tokens(settings.output));
         debug!(noise = ?shape, images = noise.len(), sigmas = ?schedule.sigmas(), "noise drawn");
         record_inputs(trace, reference.as_ref(), &noise, &schedule)?;
         let reference = reference.as_ref();
-        let steps = Steps { output: plan.output, schedule: &schedule, guidance: plan.guidance };
+        let steps = Steps { output: settings.output, schedule: &schedule, guidance: settings.guidance };
         let (transformer, conditionings) = self.model.prepare(&prompts, reference, steps, &memory, observer)?;
         timings.load_seconds = clock.lap("transformer loading");
 
@@ -201,7 +238,7 @@ impl Engine {
                 match conditionings.get(1) {
                     Some(negative) => {
                         let negative = transformer.velocity_cached(x, negative, step, negative_cache)?;
-                        guide(&velocity, &negative, plan.true_cfg)
+                        guide(&velocity, &negative, settings.true_cfg)
                     }
                     None => Ok(velocity),
                 }
@@ -213,10 +250,14 @@ impl Engine {
                 let event = Event::Step {
                     image,
                     step: step.index,
-                    steps: plan.steps,
+                    steps: settings.steps,
                     sigma: step.sigma,
                     took: step.took,
                     latents: &|| Ok(unpack(step.latents, height, width)?),
+                    preview: &|| match &self.previews {
+                        Some(previews) => previews.picture(&unpack(&step.denoised()?, height, width)?),
+                        None => Ok(None),
+                    },
                 };
                 match observer.on(event) {
                     Control::Continue => ControlFlow::Continue(()),
@@ -240,8 +281,15 @@ impl Engine {
                 trace.record("image", &unit);
             }
             let pixels = image::from_tensor(&unit)?;
+            if let Some(previews) = &mut self.previews {
+                previews.learn(&latents, &pixels)?;
+            }
             timings.decode_seconds += clock.lap("pixels");
-            let image = EditedImage { pixels, parameters: self.parameters(request, &plan, i), reused_passes };
+            let image = EditedImage {
+                pixels,
+                parameters: self.parameters(request, &settings, &source_sha256, i),
+                reused_passes,
+            };
             proceed(each(image, &timings))?;
             clock.skip(); // what is done with an image is not a part of making it
         }
@@ -249,74 +297,34 @@ impl Engine {
         Ok(timings)
     }
 
-    /// Fills in the model's defaults and settles the sizes.
-    fn plan(&self, request: &EditRequest) -> Result<Plan> {
-        request.check()?;
-        if self.model.files().pipeline == Pipeline::Flux && request.image.is_some() {
-            return Err(Error::BadRequest(format!(
-                "{} makes images from words alone and cannot edit one; leave the image out, or use a Kontext model",
-                self.model.files().name
-            )));
-        }
-        let defaults = &self.model.files().defaults;
-        let guidance = match request.guidance {
-            Some(_) if !self.takes_guidance() => {
-                let name = &self.model.files().name;
-                return Err(Error::BadRequest(format!("{name} takes no guidance scale; leave the guidance out")));
-            }
-            given => self.takes_guidance().then(|| given.unwrap_or(defaults.guidance)),
-        };
-        let rules = SizeRules { sizes: &defaults.sizes, multiple: self.model.size_multiple() };
-        let reference = match &request.image {
-            Some(picture) => {
-                let size = (picture.width() as usize, picture.height() as usize);
-                let size = rules.reference(request.reference_size, size)?;
-                Some((image::resize(picture, size.0 as u32, size.1 as u32), size))
-            }
-            None => None,
-        };
-        let max_sequence_length = request.max_sequence_length.unwrap_or(defaults.max_sequence_length);
-        if !(1..=MAX_T5_TOKENS).contains(&max_sequence_length) {
-            return Err(Error::BadRequest(format!(
-                "the longest prompt is {max_sequence_length} tokens; give 1 to {MAX_T5_TOKENS}"
-            )));
-        }
-        let output = rules.output(request.size, reference.as_ref().map(|(_, size)| *size))?;
-        debug!(
-            source = ?request.image.as_ref().map(RgbImage::dimensions),
-            reference = ?reference.as_ref().map(|(_, size)| size),
-            ?output,
-            ?guidance,
-            max_sequence_length,
-            "request planned"
-        );
-        Ok(Plan {
-            output,
-            steps: request.steps.unwrap_or(defaults.steps),
-            guidance,
-            true_cfg: request.true_cfg.unwrap_or(1.0),
-            max_sequence_length,
-            source_sha256: request.image.as_ref().map(image::sha256),
-            reference,
-        })
-    }
-
-    /// What decides how much memory the request takes.
-    fn work(&self, request: &EditRequest, plan: &Plan) -> Work {
-        Work {
-            output: plan.output,
-            reference: plan.reference.as_ref().map(|(_, size)| *size),
+    /// What stays in memory in each stage.
+    fn plan(&self, request: &EditRequest, settings: &Settings) -> Result<MemoryPlan> {
+        let work = |keep_loaded| Work {
+            output: settings.output,
+            reference: settings.reference,
             images: request.seeds.images(),
             prompts: 1 + usize::from(request.negative_prompt.is_some()),
-            text_tokens: plan.max_sequence_length,
-            steps: plan.steps,
+            text_tokens: settings.max_sequence_length,
+            steps: settings.steps,
             step_cache: request.cache.is_some(),
             loras: request.loras.iter().filter_map(|lora| lora.file.metadata().ok()).map(|file| file.len()).sum(),
-            keep_loaded: self.keep_loaded,
+            keep_loaded,
+        };
+        let fastest = |keep_loaded| MemoryPlan::fastest(&self.memory, &work(keep_loaded), self.budget);
+        match self.keep_loaded {
+            KeepLoaded::No => fastest(false),
+            KeepLoaded::Yes => fastest(true),
+            KeepLoaded::WhereItFits => fastest(true).or_else(|_| fastest(false)),
         }
     }
 
-    fn parameters(&self, request: &EditRequest, plan: &Plan, image: usize) -> Parameters {
+    fn parameters(
+        &self,
+        request: &EditRequest,
+        settings: &Settings,
+        source_sha256: &Option<String>,
+        image: usize,
+    ) -> Parameters {
         let (seed, batch) = match &request.seeds {
             Seeds::Each(seeds) => (seeds[image], None),
             Seeds::Shared { seed, images } => (*seed, Some((image, *images))),
@@ -324,21 +332,21 @@ impl Engine {
         Parameters {
             prompt: request.prompt.clone(),
             negative_prompt: request.negative_prompt.clone(),
-            true_cfg: plan.true_cfg,
+            true_cfg: settings.true_cfg,
             seed,
             batch,
             model: self.model.files().name.clone(),
             single_files: self.model.files().single_files(),
-            steps: plan.steps,
-            guidance: plan.guidance,
+            steps: settings.steps,
+            guidance: settings.guidance,
             cache: request.cache,
-            max_sequence_length: plan.max_sequence_length,
-            width: plan.output.0,
-            height: plan.output.1,
+            max_sequence_length: settings.max_sequence_length,
+            width: settings.output.0,
+            height: settings.output.1,
             size: request.size,
             reference_size: request.reference_size,
-            reference: plan.reference.as_ref().map(|(_, size)| *size),
-            source_sha256: plan.source_sha256.clone(),
+            reference: settings.reference,
+            source_sha256: source_sha256.clone(),
             source_name: None,
             dtype: self.precision.to_string(),
             quantize: self.quantize.map(|target| target.to_string()),
@@ -349,9 +357,6 @@ impl Engine {
         }
     }
 }
-
-/// What the T5 encoder of FLUX.1 was trained with.
-const MAX_T5_TOKENS: usize = 512;
 
 /// The initial noise of each image, unpacked, f32, with the bits of PyTorch's CPU generator.
 fn draw_noise(seeds: &Seeds, shape: [usize; 4], device: &Device) -> Result<Vec<Tensor>> {

@@ -3,7 +3,10 @@
 //! Parts are loaded when first needed and dropped after their stage, so that no two stages' weights are in memory
 //! together, unless the engine is told to keep them. What of a part stays during its stage is as the [`MemoryPlan`] says.
 
+use std::num::NonZeroUsize;
+
 use candle_core::{DType, Device, Tensor};
+use lru::LruCache;
 use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, tokens};
 use retouch_kernels::Kernels;
 use retouch_sampler::Schedule;
@@ -29,6 +32,7 @@ pub(crate) struct Flux1 {
     dtype: DType,
     quantize: Option<Target>,
     keep_loaded: bool,
+    recent: Option<Recent>,
     vae_config: VaeConfig,
     flux_config: FluxConfig,
     loras: Loras,
@@ -46,11 +50,41 @@ struct TextEncoders {
 }
 
 /// A prompt as the transformer takes it.
+#[derive(Clone)]
 pub(crate) struct Prompt {
     /// CLIP's pooled embedding `[1, pooled]`.
     pub pooled: Tensor,
     /// T5's embeddings `[1, tokens, d_model]`.
     pub embeds: Tensor,
+    /// Its tokens, where there were more than T5 takes.
+    cut: Option<usize>,
+}
+
+/// A source image by its pixels' hash, and the size at which the model saw it.
+pub(crate) type ReferenceKey = (String, usize, usize);
+
+/// What the last requests came to, for the next that have the same.
+struct Recent {
+    /// By the text and the longest that T5 sees of it.
+    prompts: LruCache<(String, usize), Prompt>,
+    references: LruCache<ReferenceKey, Tensor>,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        // Of FLUX.1 at a megapixel in f32, 8 MB of embeddings and 1 MB of latents each.
+        const KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+        Self { prompts: LruCache::new(KEPT), references: LruCache::new(KEPT) }
+    }
+}
+
+impl Prompt {
+    fn tell_if_cut(&self, kept: usize, observer: &mut dyn Observer) -> Result<()> {
+        match self.cut {
+            Some(tokens) => proceed(observer.on(Event::PromptCut { tokens, kept })),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What the steps of a request are.
@@ -69,7 +103,7 @@ impl Flux1 {
         kernels: &'static dyn Kernels,
         dtype: DType,
         quantize: Option<Target>,
-        keep_loaded: bool,
+        reuse: bool,
     ) -> Result<Self> {
         let vae_config = config(&files, Component::Vae, VaeConfig::of, VaeConfig::check)?;
         let flux_config = config(&files, Component::Transformer, FluxConfig::of, FluxConfig::check)?;
@@ -79,7 +113,8 @@ impl Flux1 {
             kernels,
             dtype,
             quantize,
-            keep_loaded,
+            keep_loaded: false,
+            recent: reuse.then(Recent::default),
             vae_config,
             flux_config,
             loras: Loras::default(),
@@ -128,6 +163,14 @@ impl Flux1 {
         rows * columns
     }
 
+    /// Says whether parts stay after their stage from now on; else those that are there go.
+    pub fn set_keep_loaded(&mut self, keep_loaded: bool) {
+        self.keep_loaded = keep_loaded;
+        if !keep_loaded {
+            (self.text, self.vae_encoder, self.transformer, self.vae_decoder) = (None, None, None, None);
+        }
+    }
+
     /// Takes these LoRAs from now on. Parts in memory that have other ones inside are dropped, to be read again.
     pub fn use_loras(&mut self, wanted: &[Lora], partial: bool) -> Result<()> {
         if self.loras.are(wanted, partial)? {
@@ -137,6 +180,9 @@ impl Flux1 {
         let touched = |component| self.loras.change(component) || loras.change(component);
         if touched(Component::Clip) || touched(Component::T5) {
             self.text = None;
+            if let Some(recent) = &mut self.recent {
+                recent.prompts.clear();
+            }
         }
         if touched(Component::Transformer) {
             self.transformer = None;
@@ -154,21 +200,26 @@ impl Flux1 {
         observer: &mut dyn Observer,
         trace: &mut Option<Trace>,
     ) -> Result<Vec<Prompt>> {
+        if let Some(known) = self.recent_prompts(prompts, max_tokens).filter(|_| trace.is_none()) {
+            for prompt in &known {
+                prompt.tell_if_cut(max_tokens, observer)?;
+            }
+            return Ok(known);
+        }
         let text = match self.text.take() {
             Some(text) => text,
             None => self.load_text_encoders(memory, observer)?,
         };
         let mut encoded = Vec::with_capacity(prompts.len());
-        for (prefix, prompt) in prompts {
+        for (prefix, text_prompt) in prompts {
             proceed(observer.on(Event::Computing { stage: Stage::TextEncoders }))?;
-            let clip_ids = text.clip_tokenizer.encode(prompt, CLIP_TOKENS)?;
-            let t5_ids = text.t5_tokenizer.encode(prompt, max_tokens)?;
-            if let Some(tokens) = t5_ids.cut {
-                proceed(observer.on(Event::PromptCut { tokens, kept: max_tokens }))?;
-            }
+            let clip_ids = text.clip_tokenizer.encode(text_prompt, CLIP_TOKENS)?;
+            let t5_ids = text.t5_tokenizer.encode(text_prompt, max_tokens)?;
+            let cut = t5_ids.cut;
             let row = |ids: &[u32]| Tensor::new(ids, &self.device)?.unsqueeze(0);
             let (clip_ids, t5_ids) = (row(&clip_ids.ids)?, row(&t5_ids.ids)?);
-            let prompt = Prompt { pooled: text.clip.pooled(&clip_ids)?, embeds: text.t5.embed(&t5_ids)? };
+            let prompt = Prompt { pooled: text.clip.pooled(&clip_ids)?, embeds: text.t5.embed(&t5_ids)?, cut };
+            prompt.tell_if_cut(max_tokens, observer)?;
             debug!(pooled = ?prompt.pooled.dims(), embeds = ?prompt.embeds.dims(), "{prefix}prompt encoded");
             if let Some(trace) = trace {
                 trace.record(format!("{prefix}clip_ids"), &clip_ids);
@@ -176,10 +227,19 @@ impl Flux1 {
                 trace.record(format!("{prefix}clip_pooled"), &prompt.pooled);
                 trace.record(format!("{prefix}t5_embeds"), &prompt.embeds);
             }
+            if let Some(recent) = &mut self.recent {
+                recent.prompts.put((text_prompt.to_string(), max_tokens), prompt.clone());
+            }
             encoded.push(prompt);
         }
         self.text = self.keep_loaded.then_some(text);
         Ok(encoded)
+    }
+
+    /// The embeddings of these prompts, if those of all are still there.
+    fn recent_prompts(&mut self, prompts: &[(&str, &str)], max_tokens: usize) -> Option<Vec<Prompt>> {
+        let recent = &mut self.recent.as_mut()?.prompts;
+        prompts.iter().map(|(_, text)| recent.get(&(text.to_string(), max_tokens)).cloned()).collect()
     }
 
     fn load_text_encoders(&self, memory: &MemoryPlan, observer: &mut dyn Observer) -> Result<TextEncoders> {
@@ -197,13 +257,20 @@ impl Flux1 {
         })
     }
 
-    /// The latents `[1, channels, height / 8, width / 8]` of pixels `[1, 3, height, width]` in [-1, 1].
+    /// The latents `[1, channels, height / 8, width / 8]` of pixels `[1, 3, height, width]` in [-1, 1]; the key stands for
+    /// them in what is reused.
     pub fn encode_image(
         &mut self,
         pixels: &Tensor,
+        key: Option<ReferenceKey>,
         memory: &MemoryPlan,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
+        if let (Some(recent), Some(key)) = (&mut self.recent, &key)
+            && let Some(latents) = recent.references.get(key)
+        {
+            return Ok(latents.clone());
+        }
         let encoder = match self.vae_encoder.take() {
             Some(encoder) => encoder,
             None => {
@@ -218,6 +285,9 @@ impl Flux1 {
         let latents = encoder.encode(pixels)?;
         debug!(pixels = ?pixels.dims(), latents = ?latents.dims(), "reference image encoded");
         self.vae_encoder = self.keep_loaded.then_some(encoder);
+        if let (Some(recent), Some(key)) = (&mut self.recent, key) {
+            recent.references.put(key, latents.clone());
+        }
         Ok(latents)
     }
 

@@ -28,15 +28,17 @@ pub mod image;
 mod loras;
 pub mod memory;
 mod paths;
+mod preview;
 mod profile;
 mod request;
+mod rules;
 mod sizes;
 mod source;
 mod trace;
 
 pub use convert::{Converted, convert};
 pub use device::{DeviceChoice, Precision};
-pub use engine::{Engine, EngineOptions};
+pub use engine::{Engine, EngineOptions, KeepLoaded};
 pub use error::{Error, Result};
 pub use loras::{Lora, StoredLora};
 pub use memory::MemoryPlan;
@@ -52,6 +54,7 @@ pub use retouch_weights::{
     convert::Target,
     hub::{DownloadProgress, NoProgress},
 };
+pub use rules::{ModelRules, Settings};
 pub use source::ModelSource;
 pub use trace::Trace;
 

@@ -199,6 +199,9 @@ pub enum Event<'a> {
         took: Duration,
         /// The latents after the step, `[1, channels, height / 8, width / 8]`, computed when called.
         latents: &'a dyn Fn() -> Result<candle_core::Tensor>,
+        /// What the result is about to look like, a pixel for each of the latents, computed when called; none unless
+        /// [`crate::EngineOptions::previews`] is set, and before anything has passed through the VAE.
+        preview: &'a dyn Fn() -> Result<Option<RgbImage>>,
     },
 }
 

@@ -20,6 +20,13 @@ pub struct Step<'a> {
     pub latents: &'a Tensor,
 }
 
+impl Step<'_> {
+    /// Where the velocity leads if it stays as it is: the image that the model expects.
+    pub fn denoised(&self) -> Result<Tensor> {
+        self.latents - (self.velocity * f64::from(self.sigma))?
+    }
+}
+
 /// Integrates the flow from noise to image by Euler's method: `x += (sigma_next - sigma) * velocity(x)`.
 ///
 /// `noise` and the result are f32 in any shape; they stay in f32 whatever the model computes in, where the reference

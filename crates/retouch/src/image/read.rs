@@ -25,6 +25,11 @@ const MAX_HEADER_BYTES: u64 = 64 << 20;
 /// `name` stands for the file in messages. Errors: anything else than a whole image of one of these formats, and more
 /// than [`MAX_PIXELS`] pixels, which is found out before memory is taken for them.
 pub fn read_image(bytes: &[u8], name: &str) -> Result<RgbImage> {
+    read_image_up_to(MAX_PIXELS, bytes, name)
+}
+
+/// The same with a lower limit than [`MAX_PIXELS`].
+pub fn read_image_up_to(max_pixels: u64, bytes: &[u8], name: &str) -> Result<RgbImage> {
     let refuse = |reason: String| Error::Image { file: name.to_string(), reason };
     let format = readable_format(bytes).map_err(refuse)?;
     let label = format.extensions_str().first().unwrap_or(&"image").to_uppercase();
@@ -36,10 +41,10 @@ pub fn read_image(bytes: &[u8], name: &str) -> Result<RgbImage> {
     reader.limits(limits(MAX_HEADER_BYTES));
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+    if u64::from(width) * u64::from(height) > max_pixels {
         return Err(refuse(format!(
             "is {width}x{height} pixels; the limit is {} megapixels, so scale it down first",
-            MAX_PIXELS / 1_000_000
+            max_pixels as f64 / 1e6
         )));
     }
     if width == 0 || height == 0 {
