@@ -1,0 +1,354 @@
+import { createRequire } from "node:module";
+import type { Browser, Page } from "playwright-core";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { colourAt, fixture, give, launch, openPage } from "./browser";
+import { type RunningService, startService } from "./service";
+
+// The drawn scene has a red circle here, and its edit a blue one.
+const CIRCLE = [0.3, 0.34] as const;
+const EDIT = "make the circle blue";
+// Enough steps for the job to be seen running, and to be over in seconds.
+const SEEN_STEPS = 60;
+// Enough for it to run as long as the test does.
+const LONG_STEPS = 1000;
+
+let service: RunningService;
+let browser: Browser;
+
+beforeAll(async () => {
+  [service, browser] = await Promise.all([startService(), launch()]);
+});
+
+afterAll(async () => {
+  await browser?.close();
+  await service?.stop();
+});
+
+const slider = (page: Page) => page.getByRole("slider", { name: "Compare before and after" });
+const comparison = (page: Page) => page.locator(".compare");
+const entries = (page: Page) => page.locator(".entry");
+const alert = (page: Page) => page.getByRole("alert");
+
+async function edit(page: Page, prompt: string, steps?: number): Promise<void> {
+  await page.getByLabel("What to change").fill(prompt);
+  if (steps !== undefined) await page.getByLabel("Steps").fill(String(steps));
+  await page.getByRole("button", { name: "Edit the photo" }).click();
+}
+
+async function finished(page: Page): Promise<void> {
+  await slider(page).waitFor();
+  await page.getByRole("progressbar").waitFor({ state: "detached" });
+}
+
+/** The page with a finished edit of the scene. */
+async function edited(prompt = EDIT): Promise<Awaited<ReturnType<typeof openPage>>> {
+  const opened = await openPage(browser, service.url);
+  await give(opened.page, "drop", "scene.png");
+  await edit(opened.page, prompt);
+  await finished(opened.page);
+  return opened;
+}
+
+test("a dropped photo is edited in sight, compared, found again after a reload, and edited again", async () => {
+  const { page, complaints } = await openPage(browser, service.url);
+  await page.getByRole("button", { name: "Choose a photo" }).waitFor();
+  await give(page, "drop", "scene.png");
+  await page.getByAltText("The photo: scene.png").waitFor();
+  await edit(page, EDIT, SEEN_STEPS);
+
+  // Live: the step, and a picture of it.
+  await page.getByText(/^Step \d+ of 60$/).waitFor();
+  const preview = await page.getByAltText("The result so far").getAttribute("src");
+  expect(preview).toMatch(/^data:image\/jpeg;base64,/);
+  const before = Number(await page.getByRole("progressbar").getAttribute("value"));
+  await page.waitForFunction((value) => (document.querySelector("progress")?.value ?? 1) > value, before);
+  await finished(page);
+  expect(await page.title()).toBe("retouch");
+
+  // The keyboard moves the line: all of it before, then all of it after.
+  await slider(page).focus();
+  await page.keyboard.press("ArrowRight");
+  expect(await slider(page).getAttribute("aria-valuetext")).toBe("52 % before, 48 % after");
+  await page.keyboard.press("End");
+  expect(await slider(page).getAttribute("aria-valuenow")).toBe("100");
+  const [redBefore, , blueBefore] = await colourAt(comparison(page), ...CIRCLE);
+  expect(redBefore).toBeGreaterThan(blueBefore + 80);
+  await page.keyboard.press("Home");
+  const [redAfter, , blueAfter] = await colourAt(comparison(page), ...CIRCLE);
+  expect(blueAfter).toBeGreaterThan(redAfter + 80);
+
+  // So does the pointer, and it takes the focus to the line.
+  const box = (await comparison(page).boundingBox())!;
+  await page.mouse.move(box.x + box.width * 0.25, box.y + 20);
+  await page.mouse.down();
+  expect(await slider(page).getAttribute("aria-valuenow")).toBe("25");
+  await page.mouse.move(box.x + box.width * 0.75, box.y + box.height + 40);
+  expect(await slider(page).getAttribute("aria-valuenow")).toBe("75");
+  await page.mouse.up();
+  await page.mouse.move(box.x, box.y);
+  expect(await slider(page).getAttribute("aria-valuenow")).toBe("75");
+  await page.keyboard.press("PageDown");
+  expect(await slider(page).getAttribute("aria-valuenow")).toBe("65");
+
+  // A reload loses nothing: not the picture, and not what is in the form.
+  await page.reload();
+  await slider(page).waitFor();
+  await page.getByText("scene.png").waitFor();
+  expect(await page.getByLabel("What to change").inputValue()).toBe(EDIT);
+  expect(await page.getByLabel("Steps").inputValue()).toBe(String(SEEN_STEPS));
+
+  // From the history, in a tab that has not seen it.
+  const other = await page.context().newPage();
+  await other.goto(service.url);
+  await other.getByRole("button", { name: "Choose a photo" }).waitFor();
+  await entries(other).getByRole("link", { name: EDIT }).first().click();
+  await slider(other).waitFor();
+  await other.close();
+
+  // The result is the next photo.
+  await page.getByRole("button", { name: "Edit this result" }).click();
+  await page.getByAltText(/^The photo: scene-edited-\d+\.png$/).waitFor();
+  const count = await entries(page).count();
+  await edit(page, "make it black and white", 4);
+  await finished(page);
+  expect(await entries(page).count()).toBe(count + 1);
+  await slider(page).press("End");
+  const [red, , blue] = await colourAt(comparison(page), ...CIRCLE);
+  expect(blue).toBeGreaterThan(red + 80);
+
+  expect(complaints).toEqual([]);
+  await page.context().close();
+});
+
+test("a running job is followed after a reload, and can be cancelled", async () => {
+  const { page, complaints } = await openPage(browser, service.url);
+  await give(page, "paste", "scene.png");
+  await edit(page, EDIT, LONG_STEPS);
+  await page.getByText(`of ${LONG_STEPS}`).waitFor();
+
+  // Also without its address.
+  await page.goto(`${service.url}#`);
+  await page.reload();
+  await page.getByText(`of ${LONG_STEPS}`).waitFor();
+  expect(await page.title()).toMatch(/^\d+ % · retouch$/);
+
+  // What comes after it waits, and is told how long the queue is.
+  await page.getByAltText("Show the photo").waitFor();
+  await page.getByLabel("Steps").fill("4");
+  await page.getByRole("button", { name: "Edit the photo" }).click();
+  await page.locator(".progress").getByText("Queued, next in line").waitFor();
+  await page.getByRole("button", { name: "Cancel", exact: true }).click();
+  await entries(page).first().getByText(/^cancelled/).waitFor();
+
+  await entries(page).getByText(/^running/).click();
+  await page.getByRole("button", { name: "Cancel", exact: true }).click();
+  await page.getByRole("progressbar").waitFor({ state: "detached" });
+  expect(await entries(page).getByText(/^cancelled/).count()).toBe(2);
+  expect(await page.getByRole("status").first().textContent()).toBe("Cancelled");
+  expect(complaints).toEqual([]);
+  await page.context().close();
+});
+
+test("what a prompt holds is text", async () => {
+  const prompt = `<img src=x onerror="document.title='run'"> <b>bold</b> & "quotes"`;
+  const { page, complaints } = await edited(prompt);
+  await page.reload();
+  await slider(page).waitFor();
+  expect(await page.locator(".caption .prompt").textContent()).toBe(prompt);
+  expect(await entries(page).first().locator(".prompt").textContent()).toBe(prompt);
+  expect(await page.title()).toBe("retouch");
+  expect(await page.locator("b").count()).toBe(0);
+  expect(complaints).toEqual([]);
+  await page.context().close();
+});
+
+test("several results are looked at one by one, and each can be downloaded and its seed kept", async () => {
+  const { page, complaints } = await openPage(browser, service.url);
+  await page.getByLabel("Photo", { exact: true }).setInputFiles(fixture("scene.png"));
+  await page.getByLabel("Images").fill("3");
+  await page.getByLabel("Seed").fill("41");
+  await page.getByLabel("File").selectOption("JPEG");
+  await edit(page, EDIT);
+  await finished(page);
+
+  await page.getByAltText("Result 2, seed 42").click();
+  await page.getByText(/seed 42/).waitFor();
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.getByRole("link", { name: "Download" }).click(),
+  ]);
+  expect(download.suggestedFilename()).toBe("scene-edited-42.jpg");
+
+  await page.getByRole("button", { name: "Keep this seed" }).click();
+  expect(await page.getByLabel("Seed").inputValue()).toBe("42");
+  await page.getByRole("button", { name: "Seed kept" }).waitFor();
+  expect(complaints).toEqual([]);
+  await page.context().close();
+});
+
+test("the command line that is copied is the job's", async () => {
+  const { page } = await edited();
+  await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+  await page.getByRole("button", { name: "Copy command" }).click();
+  await page.getByText("Copied").waitFor();
+  const id = decodeURIComponent(new URL(page.url()).hash.slice(1));
+  const job = await (await fetch(`${service.url}api/jobs/${id}`)).json();
+  expect(await page.evaluate(() => navigator.clipboard.readText())).toBe(job.command);
+  expect(job.command).toMatch(/^retouch edit /);
+  await page.context().close();
+});
+
+test("a finished job is deleted on the second press, for good", async () => {
+  const { page, complaints } = await edited("make the square green");
+  const count = await entries(page).count();
+  const remove = entries(page).first().getByRole("button");
+  await remove.click();
+  expect(await remove.getAttribute("aria-label")).toBe("Press again to delete: make the square green");
+  expect(await entries(page).count()).toBe(count);
+  await remove.click();
+  await page.waitForFunction((count) => document.querySelectorAll(".entry").length === count - 1, count);
+  expect(await page.evaluate(() => document.activeElement?.textContent)).toBe("History");
+  await page.reload();
+  await page.getByRole("button", { name: "Choose a photo" }).waitFor();
+  await page.waitForFunction((count) => document.querySelectorAll(".entry").length === count - 1, count);
+  expect(complaints).toEqual([]);
+  await page.context().close();
+});
+
+test("without a photo an image is made from words", async () => {
+  const { page, complaints } = await openPage(browser, service.url);
+  await page.getByText("Without a photo, the model makes an image from words alone.").waitFor();
+  await page.getByLabel("What to show").fill("a red circle on a yellow background");
+  await page.getByLabel("Size").selectOption("Exact, in pixels");
+  await page.getByLabel("Width").fill("192");
+  await page.getByLabel("Height").fill("128");
+  await page.keyboard.press("Control+Enter");
+  const image = page.locator(".frame").getByAltText("a red circle on a yellow background");
+  await image.waitFor();
+  expect(await image.evaluate((image: HTMLImageElement) => [image.naturalWidth, image.naturalHeight])).toEqual([192, 128]);
+  expect(await slider(page).count()).toBe(0);
+  expect(complaints).toEqual([]);
+  await page.context().close();
+});
+
+test("what cannot be taken is said in a sentence", async () => {
+  const { page } = await openPage(browser, service.url);
+  await page.getByRole("button", { name: "Choose a photo" }).waitFor();
+  await give(page, "drop", "SOURCES.md", "text/markdown");
+  await alert(page).getByText("“SOURCES.md” is not an image.").waitFor();
+
+  // Named as an image, and none: this the service finds out, and the page shows its sentence.
+  await give(page, "drop", "text.png");
+  await page.getByText("This browser cannot show “text.png”").waitFor();
+  const answer = page.waitForResponse((response) => response.request().method() === "POST");
+  await edit(page, EDIT);
+  const { error } = await (await answer).json();
+  await alert(page).getByText(error.message, { exact: true }).waitFor();
+  await page.getByRole("button", { name: "Close" }).click();
+  expect(await alert(page).textContent()).toBe("");
+
+  // A size that is none is not sent.
+  await page.getByLabel("Size").selectOption("Exact, in pixels");
+  await page.getByLabel("Width").fill("100");
+  await page.getByRole("button", { name: "Edit the photo" }).click();
+  expect(await page.getByLabel("Width").evaluate((field: HTMLInputElement) => field.matches(":focus:invalid"))).toBe(true);
+  await page.context().close();
+});
+
+test("on a phone nothing is wider than the screen", async () => {
+  const { page } = await edited(`make the circle blue ${"and-a-word-that-is-too-long".repeat(8)}`);
+  for (const width of [320, 360, 390, 768]) {
+    await page.setViewportSize({ width, height: 780 });
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+    expect(wide, `at ${width} pixels`).toBe(width);
+  }
+  await page.setViewportSize({ width: 360, height: 780 });
+  const box = (await comparison(page).boundingBox())!;
+  expect(box.width).toBe(360);
+  await page.context().close();
+});
+
+const axe = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
+
+async function violations(page: Page): Promise<string[]> {
+  // Through the debugger's connection, as the page's policy allows no other script.
+  const session = await page.context().newCDPSession(page);
+  const { readFile } = await import("node:fs/promises");
+  await session.send("Runtime.evaluate", { expression: await readFile(axe, "utf8") });
+  const { result } = await session.send("Runtime.evaluate", {
+    expression: `axe.run().then(({ violations }) => violations.flatMap((rule) =>
+      rule.nodes.map((node) => rule.id + ": " + node.target + ": " + node.failureSummary)))`,
+    awaitPromise: true,
+    returnByValue: true,
+  });
+  return result.value;
+}
+
+test.each(["light", "dark"] as const)("axe finds nothing to object to, %s", async (colorScheme) => {
+  for (const viewport of [
+    { width: 1280, height: 800 },
+    { width: 360, height: 780 },
+  ]) {
+    const { page } = await openPage(browser, service.url, { colorScheme, viewport });
+    await page.getByRole("button", { name: "Choose a photo" }).waitFor();
+    expect(await violations(page)).toEqual([]);
+
+    await give(page, "drop", "SOURCES.md", "text/markdown");
+    await alert(page).getByText("not an image").waitFor();
+    await give(page, "drop", "scene.png");
+    await page.getByText("Settings").click();
+    await page.getByText("Settings").click();
+    expect(await violations(page)).toEqual([]);
+
+    if (viewport.width < 900) await page.getByText("Settings").click();
+    await page.getByLabel("Images").fill("2");
+    await edit(page, EDIT, SEEN_STEPS);
+    await page.getByText(/step \d+ of/).waitFor();
+    expect(await violations(page)).toEqual([]);
+
+    await finished(page);
+    await page.getByRole("button", { name: "Actual size" }).click();
+    expect(await violations(page)).toEqual([]);
+    await page.context().close();
+  }
+});
+
+test("a service with keys is asked with the key that is typed, kept until the tab is closed", async () => {
+  const closed = await startService("--api-key", "open-sesame-0123456789");
+  try {
+    const { page } = await openPage(browser, closed.url);
+    const field = page.getByLabel("Key", { exact: true });
+    await field.fill("wrong");
+    await page.getByRole("button", { name: "Continue" }).click();
+    await page.getByText("The service did not accept this key.").waitFor();
+    expect(await violations(page)).toEqual([]);
+    await field.fill("open-sesame-0123456789");
+    await page.keyboard.press("Enter");
+    await page.getByText("Your edits will be kept here.").waitFor();
+    await give(page, "drop", "scene.png");
+    await edit(page, EDIT, SEEN_STEPS);
+    await page.getByText(/^Step \d+ of 60$/).waitFor();
+    await finished(page);
+    await slider(page).press("Home");
+    const [red, , blue] = await colourAt(comparison(page), ...CIRCLE);
+    expect(blue).toBeGreaterThan(red + 80);
+
+    await page.reload();
+    await slider(page).waitFor();
+    const { page: later } = await openPage(browser, closed.url);
+    await later.getByRole("heading", { name: "This service asks for a key" }).waitFor();
+    await later.context().close();
+    await page.context().close();
+  } finally {
+    await closed.stop();
+  }
+});
+
+test.runIf(process.env.SCREENSHOT)("the README's picture", async () => {
+  const { page } = await openPage(browser, service.url, { viewport: { width: 1280, height: 800 } });
+  await give(page, "drop", "coffee.jpg", "image/jpeg");
+  await edit(page, "make it black and white");
+  await finished(page);
+  await page.screenshot({ path: new URL("../screenshot.png", import.meta.url).pathname });
+  await page.context().close();
+});
