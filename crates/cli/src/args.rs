@@ -9,6 +9,7 @@ use retouch::{DeviceChoice, ModelSource, Precision, Target, image::OutputFormat}
 
 use crate::{
     failure::{Failure, Result},
+    serve::ServeArgs,
     settings::SettingsArgs,
 };
 
@@ -67,6 +68,9 @@ pub enum Command {
     Plan(Box<PlanArgs>),
     /// List known and downloaded models
     Models(ModelsArgs),
+    /// Serve a web page and an HTTP API, also in the form of the hosted FLUX service and of OpenAI's
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Box<ServeArgs>),
     /// Print a completion script for a shell
     Completions { shell: Shell },
 }
@@ -75,6 +79,14 @@ const EDIT_FORMS: &str = "\
 retouch edit [OPTIONS] <IMAGE> <PROMPT>
        retouch edit [OPTIONS] --from <EDITED> [IMAGE] [PROMPT]
        retouch edit [OPTIONS] --batch <FILE>";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  retouch serve
+  retouch serve --model black-forest-labs/FLUX.1-Kontext-dev --device cuda:0,cuda:1
+  retouch serve --host 0.0.0.0 --api-key-file keys.txt
+
+Open http://127.0.0.1:8090 for the page; http://127.0.0.1:8090/openapi.json describes the API.";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -412,6 +424,8 @@ mod tests {
             "retouch models --json",
             "retouch plan -m owner/name --type q8_0 --width 1024 --height 768 --vram-limit 8G --device cuda",
             "retouch plan --reference-size none --true-cfg --keep-loaded --json",
+            "retouch serve -m owner/name --device cuda:0,cuda:1 --port 0 --state jobs --keep 7d --max-upload 8MiB",
+            "retouch serve --host 0.0.0.0 --api-key secret-key --api-key-file keys --cors https://a.example --allow-url-inputs",
             "retouch completions zsh",
         ] {
             accepted(line);
@@ -439,6 +453,9 @@ mod tests {
             ("retouch convert in.safetensors -o out.gguf --type q9", ValueValidation),
             ("retouch edit photo.jpg bluer --vram-limit 8", ValueValidation),
             ("retouch plan --type q9", ValueValidation),
+            ("retouch serve --keep 24", ValueValidation),
+            ("retouch serve --max-queue 0", ValueValidation),
+            ("retouch serve --host here", ValueValidation),
             ("retouch plan --width 0", ValueValidation),
             ("retouch plan --reference-size 1024", ValueValidation),
             ("retouch edit photo.jpg bluer --no-such-flag", UnknownArgument),

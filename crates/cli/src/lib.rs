@@ -16,6 +16,7 @@ mod models;
 mod plan;
 mod profile;
 mod progress;
+mod serve;
 mod settings;
 
 use std::{io, panic, process::ExitCode};
@@ -62,6 +63,7 @@ fn run(command: Command, console: &Console) -> Result<()> {
         Command::Convert(args) => convert::run(&args, console),
         Command::Plan(args) => plan::run(&args, console),
         Command::Models(args) => models::run(&args, console),
+        Command::Serve(args) => serve::run(args, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "retouch", &mut script);

@@ -3,7 +3,7 @@
 use std::{fmt::Display, str::FromStr};
 
 use clap::{Args, ValueHint};
-use retouch::{EditRequest, OutputSize, Parameters, ReferenceSize, Seeds};
+use retouch::{AspectRatio, EditRequest, OutputSize, Parameters, ReferenceSize, Seeds};
 use serde::{Deserialize, Deserializer};
 
 use crate::{
@@ -182,23 +182,6 @@ impl From<&Parameters> for SettingsArgs {
     }
 }
 
-/// Width over height.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AspectRatio(pub f64);
-
-impl FromStr for AspectRatio {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let side = |text: &str| text.parse().ok().filter(|side: &f64| side.is_finite() && *side > 0.0);
-        let (width, height) = text.split_once(':').ok_or("give it as W:H, e.g. 16:9")?;
-        match (side(width), side(height)) {
-            (Some(width), Some(height)) => Ok(Self(width / height)),
-            _ => Err("both sides must be numbers above 0, e.g. 16:9".to_string()),
-        }
-    }
-}
-
 /// A rule for the size of the result beside the usual one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SizeRule {
@@ -246,7 +229,7 @@ macro_rules! deserialize_from_text {
         }
     )*};
 }
-deserialize_from_text!(AspectRatio, SizeRule, ReferenceRule);
+deserialize_from_text!(SizeRule, ReferenceRule);
 
 pub fn from_text<T: FromStr<Err: Display>, E: serde::de::Error>(text: &str) -> std::result::Result<T, E> {
     text.parse().map_err(|reason| E::custom(format!("`{text}`: {reason}")))

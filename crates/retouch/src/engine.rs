@@ -25,7 +25,7 @@ use crate::{
     Parameters, Precision, Profile, Result, Seeds, Settings, Stage, StoredLora, Timings, Trace,
     flux1::{Flux1, Steps, proceed},
     image,
-    memory::{Budget, MemoryPlan, ModelMemory, Work, give_back},
+    memory::{Budget, MemoryPlan, ModelMemory, Work, free_of, give_back},
     preview::Projection,
     profile::Recorder,
     source::ModelFiles,
@@ -134,9 +134,9 @@ impl Engine {
         &self.device_name
     }
 
-    /// The memory that edits may take.
-    pub fn budget(&self) -> Budget {
-        self.budget
+    /// Bytes of the device's memory that are free now, where that is known.
+    pub fn free_memory(&self) -> Option<u64> {
+        free_of(&self.device)
     }
 
     /// Where the time of the edits since the last call went; `None` unless [`EngineOptions::profile`] is set.

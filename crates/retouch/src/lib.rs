@@ -44,8 +44,8 @@ pub use loras::{Lora, StoredLora};
 pub use memory::MemoryPlan;
 pub use profile::{Profile, StageProfile};
 pub use request::{
-    Control, EditRequest, EditResult, EditedImage, Event, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_STEPS, Observer,
-    OutputSize, Parameters, ReferenceSize, Seeds, Silent, Stage, Timings,
+    AspectRatio, Control, EditRequest, EditResult, EditedImage, Event, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_STEPS,
+    Observer, OutputSize, Parameters, ReferenceSize, Seeds, Silent, Stage, Timings,
 };
 pub use retouch_kernels::{Operation, Total};
 pub use retouch_models as models;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    str::FromStr,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -54,6 +55,31 @@ pub enum OutputSize {
     /// The rule of the reference implementation (diffusers): the given size (1024x1024 where `None`) gives the aspect,
     /// and its area is always about 1024x1024.
     Diffusers { width: Option<usize>, height: Option<usize> },
+}
+
+/// Width over height, as a text `W:H`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct AspectRatio(pub f64);
+
+impl FromStr for AspectRatio {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let side = |text: &str| text.parse().ok().filter(|side: &f64| side.is_finite() && *side > 0.0);
+        match text.split_once(':').map(|(width, height)| (side(width), side(height))) {
+            Some((Some(width), Some(height))) => Ok(Self(width / height)),
+            _ => Err(format!("`{text}` is no aspect ratio; give it as W:H, e.g. 16:9")),
+        }
+    }
+}
+
+impl TryFrom<String> for AspectRatio {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        text.parse()
+    }
 }
 
 /// The size at which the model sees the source image.

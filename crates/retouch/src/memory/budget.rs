@@ -53,13 +53,17 @@ impl Budget {
     /// the device that computes. Nothing is known of Metal's: there all memory counts as free without a limit.
     pub fn of(device: &Device, limit: Option<u64>) -> Self {
         let usable = |free: Option<u64>| free.map_or(u64::MAX, |free| free / 20 * 19);
-        let host = usable(free_of_host());
-        let free = match device {
-            Device::Cpu => host,
-            Device::Cuda(_) => usable(free_of_cuda(device)),
-            Device::Metal(_) => u64::MAX,
-        };
+        let (host, free) = (usable(free_of_host()), usable(free_of(device)));
         Self { kind: DeviceKind::of(device), device: limit.unwrap_or(free), host, is_limit: limit.is_some() }
+    }
+}
+
+/// Bytes that are free on a device now, where that is known.
+pub(crate) fn free_of(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => free_of_host(),
+        Device::Cuda(_) => free_of_cuda(device),
+        Device::Metal(_) => None,
     }
 }
 

@@ -8,8 +8,8 @@ mod model;
 mod plan;
 mod work;
 
-pub(crate) use budget::give_back;
 pub use budget::{Budget, DeviceKind};
+pub(crate) use budget::{free_of, give_back};
 pub use model::ModelMemory;
 pub use plan::{MemoryPlan, Pixels, Resident, StagePlan};
 pub use work::{Bands, Work};
