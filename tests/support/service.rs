@@ -1,5 +1,8 @@
 //! A running `retouch serve`.
 
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},

@@ -76,6 +76,9 @@ pub struct ServiceArgs {
     /// Images of one request
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub max_images: u32,
+    /// Denoise steps of one image
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub max_steps: u32,
     /// Largest picture that is taken or made, in pixels
     #[arg(long, value_name = "N", default_value_t = 50_000_000, value_parser = clap::value_parser!(u64).range(256..=100_000_000))]
     pub max_pixels: u64,
@@ -178,6 +181,7 @@ impl ServiceArgs {
             public_url: public_url.transpose()?,
             max_queue: self.max_queue as usize,
             max_images: self.max_images as usize,
+            max_steps: self.max_steps as usize,
             max_pixels: self.max_pixels,
             max_upload: self.max_upload.0 as usize,
             keep: self.keep.0,

@@ -23,6 +23,8 @@ pub struct ServerOptions {
     pub max_queue: usize,
     /// Images of one request.
     pub max_images: usize,
+    /// Denoise steps of one image.
+    pub max_steps: usize,
     /// Largest picture that is taken or made.
     pub max_pixels: u64,
     /// Largest body of a request, in bytes.

@@ -15,6 +15,7 @@ use base64::{
 use image::RgbImage;
 use retouch::image::read_image_up_to;
 use serde::de::DeserializeOwned;
+use tokio_stream::StreamExt;
 
 use super::error::{ApiError, ApiResult};
 use crate::{
@@ -25,6 +26,8 @@ use crate::{
 
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a body that is too large is read.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
@@ -43,8 +46,22 @@ pub struct Source {
     pub input: Input,
 }
 
+/// Refuses a request by the size that it announces. What it sends is read and dropped for a while: most callers look at an
+/// answer only once they have sent everything.
+async fn check_size(app: &App, request: Request) -> ApiResult<Request> {
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_none_or(|length: usize| length <= app.options.max_upload) {
+        return Ok(request);
+    }
+    let mut body = request.into_body().into_data_stream();
+    let drained = async { while let Some(Ok(_)) = body.next().await {} };
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
+    Err(refused(app, StatusCode::PAYLOAD_TOO_LARGE))
+}
+
 /// The body of a request, which must arrive in time and be of a size that is taken.
 pub async fn body(app: &Arc<App>, request: Request) -> ApiResult<Bytes> {
+    let request = check_size(app, request).await?;
     let read = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, app)).await;
     read.map_err(|_| ApiError::too_slow())?.map_err(|rejection| refused(app, rejection.into_response().status()))
 }
@@ -82,6 +99,7 @@ pub async fn form(app: &Arc<App>, request: Request) -> ApiResult<Vec<(String, Fi
     if media_type(&request) != "multipart/form-data" {
         return Err(ApiError::unsupported_media("send the request as multipart/form-data"));
     }
+    let request = check_size(app, request).await?;
     let malformed = |status| match status {
         StatusCode::PAYLOAD_TOO_LARGE => refused(app, status),
         _ => ApiError::malformed("the form of the request could not be read; is it complete?"),

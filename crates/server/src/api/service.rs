@@ -62,7 +62,7 @@ pub async fn service(State(app): State<Arc<App>>) -> Json<Service> {
         limits: Limits {
             max_pixels: app.options.max_pixels,
             max_images: app.options.max_images,
-            max_steps: retouch::MAX_STEPS,
+            max_steps: app.options.max_steps,
             max_upload_bytes: app.options.max_upload,
             max_prompt_bytes: retouch::MAX_PROMPT_BYTES,
         },

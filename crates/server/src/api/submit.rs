@@ -89,6 +89,10 @@ pub async fn submit(app: &Arc<App>, submission: Submission) -> ApiResult<String>
         let (picture, input) = source.map(|Source { picture, input }| (picture, input)).unzip();
         let edit = request.edit(picture, &request.seeds).map_err(ApiError::invalid)?;
         let settings = app.rules.settle(&edit).map_err(|e| ApiError::invalid(e.to_string()))?;
+        let max_steps = app.options.max_steps;
+        if settings.steps > max_steps {
+            return Err(ApiError::invalid(format!("steps is {}; give 1 to {max_steps}", settings.steps)).about("steps"));
+        }
         let (width, height) = settings.output;
         if (width * height) as u64 > app.options.max_pixels {
             let limit = app.options.max_pixels as f64 / 1e6;
