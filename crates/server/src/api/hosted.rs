@@ -149,8 +149,8 @@ async fn create(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Json<Submitted>, HostedError> {
-    submit::check_room(&app)?;
     let idempotency_key = submit::idempotency_key(&headers)?;
+    submit::check_room(&app, idempotency_key.as_ref())?;
     let _permit = app.uploads.acquire().await.map_err(|_| ApiError::internal("the service is stopping"))?;
     let asked: HostedRequest = input::json(&app, request).await?;
     asked.check()?;

@@ -185,8 +185,8 @@ pub async fn create(
     headers: HeaderMap,
     request: Request,
 ) -> ApiResult<(StatusCode, Json<Job>)> {
-    submit::check_room(&app)?;
     let idempotency_key = submit::idempotency_key(&headers)?;
+    submit::check_room(&app, idempotency_key.as_ref())?;
     let _permit = app.uploads.acquire().await.map_err(|_| ApiError::internal("the service is stopping"))?;
     let (job, image) = match input::media_type(&request).as_str() {
         "multipart/form-data" => read_form(&app, request).await?,

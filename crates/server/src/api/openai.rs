@@ -172,8 +172,8 @@ pub async fn edits(
     headers: HeaderMap,
     request: Request,
 ) -> ApiResult<Json<ImageResponse>> {
-    submit::check_room(&app)?;
     let idempotency_key = submit::idempotency_key(&headers)?;
+    submit::check_room(&app, idempotency_key.as_ref())?;
     let (submission, format) = {
         let _permit = app.uploads.acquire().await.map_err(|_| ApiError::internal("the service is stopping"))?;
         let (asked, image) = read_form(&app, request).await?;
@@ -203,8 +203,8 @@ pub async fn generations(
     headers: HeaderMap,
     request: Request,
 ) -> ApiResult<Json<ImageResponse>> {
-    submit::check_room(&app)?;
     let idempotency_key = submit::idempotency_key(&headers)?;
+    submit::check_room(&app, idempotency_key.as_ref())?;
     let asked: ImageRequest = input::json(&app, request).await?;
     let (job, format) = asked.job(&app)?;
     run(&app, Submission { owner, job, image: None, idempotency_key, webhook: None }, format, &base).await

@@ -13,6 +13,7 @@ use crate::{
     app::App,
     fetch,
     jobs::{
+        Refusal,
         job::NewJob,
         store::{Accepted, Webhook},
     },
@@ -35,9 +36,16 @@ pub struct Submission {
     pub webhook: Option<Webhook>,
 }
 
-/// Refuses early what has no place in the queue, before its body is read.
-pub fn check_room(app: &App) -> ApiResult<()> {
-    app.jobs.has_room().map_err(|refusal| ApiError::from_refusal(refusal, app.jobs.retry_after()))
+/// Refuses early what has no place in the queue, before its body is read. A request with a key may be one that has a place.
+pub fn check_room(app: &App, idempotency_key: Option<&String>) -> ApiResult<()> {
+    match idempotency_key {
+        Some(_) => Ok(()),
+        None => app.jobs.has_room().map_err(|refusal| refused(app, refusal)),
+    }
+}
+
+fn refused(app: &App, refusal: Refusal) -> ApiError {
+    ApiError::from_refusal(refusal, app.jobs.retry_after())
 }
 
 /// The caller's own name of a request.
@@ -68,14 +76,20 @@ pub fn webhook(url: Option<String>, secret: Option<String>) -> ApiResult<Option<
 
 /// Checks a request whole and makes it a job; the job's id. What the model cannot do is refused here, not later.
 pub async fn submit(app: &Arc<App>, submission: Submission) -> ApiResult<String> {
-    check_room(app)?;
     let Submission { owner, job, image, idempotency_key, webhook } = submission;
     let idempotency = match idempotency_key {
         Some(key) => {
             let asked = serde_json::to_vec(&job).map_err(|e| ApiError::internal(e.to_string()))?;
             let bytes = image.as_ref().map_or(&[][..], |(file, _)| &file.bytes[..]);
             let url = webhook.as_ref().map_or("", |webhook| &webhook.url);
-            Some((key, sha256_hex(&[&asked, bytes, url.as_bytes()])))
+            let hash = sha256_hex(&[&asked, bytes, url.as_bytes()]);
+            let (app, owner, same) = (app.clone(), owner.clone(), (key.clone(), hash.clone()));
+            let known =
+                blocking(move || app.jobs.known(&owner, &same.0, &same.1).map_err(|refusal| refused(&app, refusal)));
+            if let Some(id) = known.await? {
+                return Ok(id);
+            }
+            Some((key, hash))
         }
         None => None,
     };
@@ -110,7 +124,7 @@ pub async fn submit(app: &Arc<App>, submission: Submission) -> ApiResult<String>
             idempotency,
             webhook,
         };
-        app.jobs.accept(job).map_err(|refusal| ApiError::from_refusal(refusal, app.jobs.retry_after()))
+        app.jobs.accept(job).map_err(|refusal| refused(&app, refusal))
     })
     .await
 }

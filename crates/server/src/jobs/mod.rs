@@ -201,6 +201,15 @@ impl Jobs {
         Ok(())
     }
 
+    /// The job that an earlier request of that idempotency key became, also where the queue is full.
+    pub fn known(&self, owner: &str, key: &str, hash: &str) -> Result<Option<String>, Refusal> {
+        match self.store.known(owner, key, hash)? {
+            Some(Acceptance::Known(id)) => Ok(Some(id)),
+            Some(Acceptance::Conflict) => Err(Refusal::Conflict),
+            Some(Acceptance::New) | None => Ok(None),
+        }
+    }
+
     /// Makes a job durable and puts it in the queue; its id, which for a repeated request is that of the first.
     pub fn accept(&self, job: Accepted) -> Result<String, Refusal> {
         self.has_room()?;

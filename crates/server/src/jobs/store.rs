@@ -234,19 +234,10 @@ impl Store {
     pub fn accept(&self, job: &Accepted, now: i64) -> Result<Acceptance> {
         let mut connection = self.write();
         let transaction = connection.transaction()?;
-        if let Some((key, hash)) = &job.idempotency {
-            let known = transaction
-                .query_row(
-                    "SELECT id, request_hash FROM jobs WHERE owner = ?1 AND idempotency_key = ?2",
-                    params![job.owner, key],
-                    |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
-                )
-                .optional()?;
-            match known {
-                Some((id, same)) if same == *hash => return Ok(Acceptance::Known(id)),
-                Some(_) => return Ok(Acceptance::Conflict),
-                None => {}
-            }
+        if let Some((key, hash)) = &job.idempotency
+            && let Some(known) = known(&transaction, &job.owner, key, hash)?
+        {
+            return Ok(known);
         }
         let request = serde_json::to_string(&job.request).map_err(|e| StoreError::Failed(format!("a request: {e}")))?;
         let (key, hash) = job.idempotency.as_ref().map(|(key, hash)| (key, hash)).unzip();
@@ -275,6 +266,11 @@ impl Store {
         }
         transaction.commit()?;
         Ok(Acceptance::New)
+    }
+
+    /// What was made of an earlier request of that key, if there was one.
+    pub fn known(&self, owner: &str, key: &str, hash: &str) -> Result<Option<Acceptance>> {
+        known(&self.read(), owner, key, hash)
     }
 
     /// The job of that id, whoever's it is.
@@ -444,6 +440,14 @@ fn restrict(folder: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn restrict(_: &Path) -> io::Result<()> {
     Ok(())
+}
+
+fn known(connection: &Connection, owner: &str, key: &str, hash: &str) -> Result<Option<Acceptance>> {
+    let query = "SELECT id, request_hash FROM jobs WHERE owner = ?1 AND idempotency_key = ?2";
+    let found = connection
+        .query_row(query, params![owner, key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+        .optional()?;
+    Ok(found.map(|(id, same)| if same == hash { Acceptance::Known(id) } else { Acceptance::Conflict }))
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
