@@ -2,7 +2,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { createJob, Refused } from "./api/client";
 import { currentKey, forgetKey, setKey } from "./api/key";
 import { isActive, type Job } from "./api/types";
-import { EditForm } from "./components/edit-form";
+import { EditForm, PROMPT_ID } from "./components/edit-form";
 import { History } from "./components/history";
 import { JobPicture } from "./components/job-picture";
 import { KeyDialog } from "./components/key-dialog";
@@ -13,6 +13,7 @@ import { jobAddress, openJob, useViewedJob } from "./state/route";
 import { useService } from "./state/service";
 import { useDraft } from "./state/use-draft";
 import { useIncomingFiles } from "./state/use-incoming-files";
+import { announcement } from "./text";
 
 /** The page: the picture, the form of the edit, and what was made before. */
 export function App() {
@@ -25,6 +26,7 @@ export function App() {
   const viewed = useViewedJob();
   const draft = useDraft();
   const chooser = useRef<HTMLInputElement>(null);
+  const picture = useRef<HTMLElement>(null);
 
   const failed = (error: unknown) => {
     if (error instanceof Refused && error.status === 401) {
@@ -65,23 +67,29 @@ export function App() {
       try {
         const made = await createJob(requestOf(draft.prompt, draft.settings), draft.source);
         jobs.put(made);
+        draft.sent(made);
         openJob(made.id);
       } finally {
         setSending(false);
       }
     });
 
-  // After a reload: the job that was looked at, or else one that is not over, as it was asked for.
-  const resumed = useRef(false);
+  // After a reload that names no job: one that is not over.
+  const listed = jobs.list !== null;
   useEffect(() => {
-    if (resumed.current || jobs.list === null) return;
-    if (viewed !== null && job === null) return;
-    resumed.current = true;
-    const found = job ?? jobs.list.findLast(isActive);
-    if (found === undefined) return;
-    openJob(found.id);
-    attempt(() => draft.reuse(found));
-  }, [jobs.list, job]);
+    const running = viewed === null && !draft.begun ? jobs.list?.findLast(isActive) : undefined;
+    if (running) openJob(running.id);
+  }, [listed]);
+
+  // On a phone the picture is above the button and the history that lead to it.
+  useEffect(() => {
+    if (job !== null) picture.current?.scrollIntoView();
+  }, [job?.id]);
+
+  // The form follows what is looked at, unless something was begun in it.
+  useEffect(() => {
+    if (job !== null && !draft.begun && draft.sameAs !== job.id) attempt(() => draft.reuse(job));
+  }, [job?.id]);
 
   useEffect(() => {
     const running = job !== null && isActive(job);
@@ -98,6 +106,7 @@ export function App() {
         if (result === undefined) return;
         await draft.editResult(of, result);
         openJob(null);
+        document.getElementById(PROMPT_ID)?.focus();
       }),
     keepSeed: (seed: number) => draft.set({ seed: String(seed) }),
   });
@@ -118,6 +127,9 @@ export function App() {
         </a>
       </header>
 
+      <p class="unseen" role="status">
+        {job && announcement(job, jobs.step)}
+      </p>
       <div class="notice" role="alert">
         {notice !== null && (
           <p>
@@ -133,7 +145,7 @@ export function App() {
 
       {service && (
         <main class="desk">
-          <section class="picture" aria-labelledby="picture-heading">
+          <section ref={picture} class="picture" aria-labelledby="picture-heading">
             <h2 id="picture-heading" class="unseen">
               Picture
             </h2>
@@ -144,6 +156,7 @@ export function App() {
                 step={jobs.step}
                 model={service.model}
                 keptSeed={draft.settings.seed}
+                inForm={draft.sameAs === job.id}
                 {...actions(job)}
               />
             ) : draft.source ? (
@@ -175,7 +188,11 @@ export function App() {
           if (file) takePhoto(file);
         }}
       />
-      {dropping && <div class="dropping">Drop the photo to edit it</div>}
+      {dropping && (
+        <div class="dropping">
+          <p>Drop the photo to edit it</p>
+        </div>
+      )}
       {askForKey && (
         <KeyDialog
           refused={refused === "this key"}

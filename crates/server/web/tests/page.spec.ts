@@ -103,6 +103,8 @@ test("a dropped photo is edited in sight, compared, found again after a reload, 
   await other.getByRole("button", { name: "Choose a photo" }).waitFor();
   await entries(other).getByRole("link", { name: EDIT }).first().click();
   await slider(other).waitFor();
+  await other.getByText("scene.png").waitFor();
+  expect(await other.getByLabel("What to change").inputValue()).toBe(EDIT);
   await other.close();
 
   // The result is the next photo.
@@ -144,8 +146,73 @@ test("a running job is followed after a reload, and can be cancelled", async () 
   await page.getByRole("button", { name: "Cancel", exact: true }).click();
   await page.getByRole("progressbar").waitFor({ state: "detached" });
   expect(await entries(page).getByText(/^cancelled/).count()).toBe(2);
-  expect(await page.getByRole("status").first().textContent()).toBe("Cancelled");
+  expect(await page.locator("p[role=status]").textContent()).toBe("Cancelled");
   expect(complaints).toEqual([]);
+  await page.context().close();
+});
+
+test("a stream of events that breaks is taken up again", async () => {
+  const { page } = await openPage(browser, service.url);
+  let streams = 0;
+  await page.route("**/events", async (route) => {
+    streams += 1;
+    if (streams === 1) await route.abort();
+    else if (streams === 2) await route.fulfill({ contentType: "text/event-stream", body: "event: job\ndata: {" });
+    else await route.continue();
+  });
+  await give(page, "drop", "scene.png");
+  await edit(page, EDIT, 4 * SEEN_STEPS);
+  await page.getByText(/^Step \d+ of 240$/).waitFor();
+  await finished(page);
+  expect(streams).toBe(3);
+  expect(await alert(page).textContent()).toBe("");
+  await page.context().close();
+});
+
+test("what was begun in the form stays when another job is looked at", async () => {
+  const { page } = await edited();
+  await edit(page, "make it black and white");
+  await entries(page).first().getByText("make it black and white").waitFor();
+  await finished(page);
+  await page.getByLabel("What to change").fill("make the square pink");
+  const button = page.getByRole("button", { name: "Reuse settings" });
+  await entries(page).nth(1).getByRole("link", { name: EDIT }).click();
+  await page.locator(".entry.viewed").getByText(EDIT).waitFor();
+  expect(await page.getByLabel("What to change").inputValue()).toBe("make the square pink");
+  await button.click();
+  await page.waitForFunction((prompt) => document.querySelector("textarea")?.value === prompt, EDIT);
+  expect(await button.isDisabled()).toBe(true);
+  await page.context().close();
+});
+
+test("the keyboard is enough", async () => {
+  const { page } = await openPage(browser, service.url);
+  await page.getByRole("button", { name: "Choose a photo" }).waitFor();
+  const tabTo = async (name: RegExp) => {
+    for (let presses = 0; presses < 60; presses++) {
+      await page.keyboard.press("Tab");
+      const focus = await page.evaluate(() => {
+        const at = document.activeElement as HTMLElement;
+        return at.getAttribute("aria-label") ?? at.closest("label")?.firstChild?.textContent ?? at.innerText;
+      });
+      if (name.test(focus)) return;
+    }
+    throw new Error(`${name} cannot be reached`);
+  };
+  await tabTo(/^Choose a photo/);
+  const [chooser] = await Promise.all([page.waitForEvent("filechooser"), page.keyboard.press("Enter")]);
+  await chooser.setFiles(fixture("scene.png"));
+  await tabTo(/^What to change/);
+  await page.keyboard.type(EDIT);
+  await page.keyboard.press("Control+Enter");
+  await finished(page);
+  await tabTo(/^Compare before and after/);
+  await page.keyboard.press("Home");
+  expect(await slider(page).getAttribute("aria-valuetext")).toBe("0 % before, 100 % after");
+  await tabTo(/^Edit this result/);
+  await page.keyboard.press("Space");
+  await page.getByAltText(/^The photo: scene-edited/).waitFor();
+  expect(await page.evaluate(() => document.activeElement?.tagName)).toBe("TEXTAREA");
   await page.context().close();
 });
 
@@ -190,7 +257,7 @@ test("the command line that is copied is the job's", async () => {
   const { page } = await edited();
   await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
   await page.getByRole("button", { name: "Copy command" }).click();
-  await page.getByText("Copied").waitFor();
+  await page.getByRole("button", { name: "Copied" }).waitFor();
   const id = decodeURIComponent(new URL(page.url()).hash.slice(1));
   const job = await (await fetch(`${service.url}api/jobs/${id}`)).json();
   expect(await page.evaluate(() => navigator.clipboard.readText())).toBe(job.command);
@@ -265,6 +332,31 @@ test("on a phone nothing is wider than the screen", async () => {
   await page.setViewportSize({ width: 360, height: 780 });
   const box = (await comparison(page).boundingBox())!;
   expect(box.width).toBe(360);
+  await page.context().close();
+});
+
+test("a finger moves the line across, and the page up and down", async () => {
+  const phone = { viewport: { width: 360, height: 640 }, hasTouch: true, isMobile: true, reducedMotion: "reduce" } as const;
+  const { page } = await openPage(browser, service.url, phone);
+  await give(page, "drop", "scene.png");
+  await edit(page, EDIT);
+  await finished(page);
+  // In view, although the button that was pressed is far below.
+  const box = (await comparison(page).boundingBox())!;
+  expect(box.y).toBeCloseTo(0, 0);
+  const session = await page.context().newCDPSession(page);
+  const drag = async (dx: number, dy: number) => {
+    const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+    const touch = (type: "touchStart" | "touchMove", part: number) =>
+      session.send("Input.dispatchTouchEvent", { type, touchPoints: [{ x: x + part * dx, y: y + part * dy }] });
+    await touch("touchStart", 0);
+    for (let part = 0.1; part <= 1; part += 0.1) await touch("touchMove", part);
+    await session.send("Input.dispatchTouchEvent", { type: "touchEnd", touchPoints: [] });
+  };
+  await drag(-90, 0);
+  expect(Number(await slider(page).getAttribute("aria-valuenow"))).toBeCloseTo(25, -1);
+  await drag(0, -150);
+  await page.waitForFunction(() => scrollY > 50);
   await page.context().close();
 });
 

@@ -71,7 +71,6 @@ export async function follow(id: string, follower: Follower, signal: AbortSignal
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof Refused && error.status < 500) throw error;
-      follower.reachable(false);
     }
     await sleep(wait);
     wait = Math.min(2 * wait, 8000);
@@ -84,6 +83,7 @@ export async function follow(id: string, follower: Follower, signal: AbortSignal
       if (!isActive(job)) return;
     } catch (error) {
       if (error instanceof Refused && error.status < 500) throw error;
+      follower.reachable(false);
     }
   }
 }

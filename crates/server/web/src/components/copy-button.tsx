@@ -10,10 +10,14 @@ export function CopyButton({ text, children }: { text: string; children: Compone
     setTimeout(() => setSaid(null), SHOWN_MILLISECONDS);
   };
   return (
-    <button type="button" title={text} onClick={copy}>
-      <span role="status">{said}</span>
-      {said === null && children}
-    </button>
+    <>
+      <button type="button" title={text} onClick={copy}>
+        {said ?? children}
+      </button>
+      <span class="unseen" role="status">
+        {said}
+      </span>
+    </>
   );
 }
 

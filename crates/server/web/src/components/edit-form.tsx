@@ -4,6 +4,8 @@ import type { Draft } from "../state/use-draft";
 import { SettingsFields } from "./settings-fields";
 import { SourceRow } from "./source-row";
 
+export const PROMPT_ID = "prompt";
+
 interface Props {
   draft: Draft;
   service: Service;
@@ -34,7 +36,8 @@ export function EditForm({ draft, service, sending, viewing, choose, run }: Prop
       <label class="field">
         {words ? "What to show" : "What to change"}
         <textarea
-          rows={4}
+          id={PROMPT_ID}
+          rows={3}
           required
           placeholder={words ? "a red circle on a yellow background" : "make the circle blue"}
           value={draft.prompt}

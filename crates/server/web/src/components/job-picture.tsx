@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { isActive, type Job, type Result, type Step } from "../api/types";
-import { announcement, duration, fileName, size } from "../text";
+import { duration, fileName, size } from "../text";
 import { Compare } from "./compare";
 import { CopyButton } from "./copy-button";
 import { Frame } from "./frame";
@@ -13,6 +13,8 @@ interface Props {
   model: string;
   /** The seed that the next edit will have, as it is typed. */
   keptSeed: string;
+  /** Whether the form holds what this job was asked. */
+  inForm: boolean;
   cancel(): void;
   reuse(): void;
   editResult(index: number): void;
@@ -20,7 +22,7 @@ interface Props {
 }
 
 /** A job: its image as it comes into being, then its results beside the photo. */
-export function JobPicture({ job, step, model, keptSeed, cancel, reuse, editResult, keepSeed }: Props) {
+export function JobPicture({ job, step, model, keptSeed, inForm, cancel, reuse, editResult, keepSeed }: Props) {
   // The result that is looked at; while the job runs, none is the one that comes into being.
   const [chosen, setChosen] = useState<number | null>(null);
   const [actual, setActual] = useState(false);
@@ -30,9 +32,6 @@ export function JobPicture({ job, step, model, keptSeed, cancel, reuse, editResu
 
   return (
     <>
-      <p class="unseen" role="status">
-        {announcement(job, step)}
-      </p>
       {!result ? (
         <Unfinished job={job} step={step} />
       ) : job.input ? (
@@ -79,7 +78,7 @@ export function JobPicture({ job, step, model, keptSeed, cancel, reuse, editResu
               </button>
             </>
           )}
-          <button type="button" onClick={reuse}>
+          <button type="button" onClick={reuse} disabled={inForm}>
             Reuse settings
           </button>
           <CopyButton text={job.command}>Copy command</CopyButton>
@@ -126,6 +125,7 @@ function askedShape({ request }: Job): { width: number; height: number } | null 
 function facts(job: Job, result: Result | undefined, model: string): string[] {
   const { steps, guidance, seeds } = job.request;
   return [
+    job.status === "failed" || job.status === "cancelled" ? job.status : undefined,
     result && size(result),
     result ? `seed ${result.seed}` : seeds.length > 1 ? `seeds ${seeds[0]} to ${seeds.at(-1)}` : `seed ${seeds[0]}`,
     steps === null ? undefined : steps === 1 ? "1 step" : `${steps} steps`,

@@ -11,10 +11,11 @@ export function KeyDialog({ refused, give }: Props) {
   const dialog = useRef<HTMLDialogElement>(null);
   const [key, setKey] = useState("");
   const [keep, setKeep] = useState(false);
-  useEffect(() => dialog.current?.showModal(), []);
+  const open = () => dialog.current?.showModal();
+  useEffect(open, []);
 
   return (
-    <dialog ref={dialog} aria-labelledby="key-heading" onCancel={(event) => event.preventDefault()}>
+    <dialog ref={dialog} aria-labelledby="key-heading" onClose={open}>
       <form
         onSubmit={(event) => {
           event.preventDefault();

@@ -131,7 +131,7 @@ export function SettingsFields({ draft, service }: { draft: Draft; service: Serv
         <label class="field wide">
           Avoid
           <input
-            placeholder="nothing; doubles the time"
+            placeholder="nothing named; doubles the time"
             value={settings.avoid}
             onInput={(event) => set({ avoid: event.currentTarget.value })}
           />

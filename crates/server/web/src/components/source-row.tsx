@@ -6,12 +6,9 @@ export function SourceRow({ draft, choose }: { draft: Draft; choose(): void }) {
   const { source } = draft;
   if (source === null) {
     return (
-      <div class="source">
-        <p class="quiet">No photo: from words alone</p>
-        <button type="button" onClick={choose}>
-          Choose a photo
-        </button>
-      </div>
+      <button type="button" onClick={choose}>
+        Choose a photo
+      </button>
     );
   }
   return (

@@ -1,4 +1,4 @@
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { getImage } from "../api/client";
 import type { Job, Result, Service } from "../api/types";
 import { fileName } from "../text";
@@ -9,6 +9,10 @@ export interface Draft {
   source: Source | null;
   prompt: string;
   settings: Settings;
+  /** The job that it is word for word what was asked of, if any. */
+  sameAs: string | null;
+  /** Whether there is work in it that is nowhere else. */
+  begun: boolean;
   setPrompt(prompt: string): void;
   set(change: Partial<Settings>): void;
   /** Takes a photo that was dropped, pasted or chosen. Throws a sentence for one that the service would not take. */
@@ -16,6 +20,8 @@ export interface Draft {
   removeSource(): void;
   /** Takes over what a job was asked, its photo too; the seed stays. */
   reuse(job: Job): Promise<void>;
+  /** It was sent, and is this job. */
+  sent(job: Job): void;
   /** Makes a result the photo that is edited next. */
   editResult(job: Job, result: Result): Promise<void>;
   clear(): void;
@@ -25,39 +31,87 @@ export function useDraft(): Draft {
   const [source, setSource] = useState<Source | null>(null);
   const [prompt, setPrompt] = useState("");
   const [settings, setSettings] = useState(DEFAULTS);
+  const [sameAs, setSameAs] = useState<string | null>(null);
+  const [begun, setBegun] = useState(false);
+  // Counts what changes the photo: one that arrives after the next was asked for is late.
+  const turn = useRef(0);
 
-  const take = (blob: Blob, name: string) => setSource({ blob, name, url: URL.createObjectURL(blob) });
+  const take = (blob: Blob, name: string) => {
+    turn.current += 1;
+    setSource({ blob, name, url: URL.createObjectURL(blob) });
+  };
+  const none = () => {
+    turn.current += 1;
+    setSource(null);
+  };
+  const fetched = async (url: string): Promise<Blob | null> => {
+    turn.current += 1;
+    const mine = turn.current;
+    const blob = await getImage(url);
+    return turn.current === mine ? blob : null;
+  };
+  const differs = (unsaved: boolean) => {
+    setSameAs(null);
+    setBegun(unsaved);
+  };
+  const is = (job: Job) => {
+    setSameAs(job.id);
+    setBegun(false);
+  };
   useEffect(() => () => source && URL.revokeObjectURL(source.url), [source]);
 
   return {
     source,
     prompt,
     settings,
-    setPrompt,
-    set: (change) => setSettings((before) => ({ ...before, ...change })),
+    sameAs,
+    begun,
+    setPrompt(text) {
+      setPrompt(text);
+      differs(true);
+    },
+    set(change) {
+      setSettings((before) => ({ ...before, ...change }));
+      // A seed stays whatever is taken over, so that it cannot be lost.
+      if (Object.keys(change).some((field) => field !== "seed")) differs(true);
+    },
     accept(file, service) {
       const limit = service.limits.max_upload_bytes;
-      if (!file.type.startsWith("image/")) throw new Error(`“${file.name}” is not an image.`);
+      // A type that the system does not know is empty, and for the service to find out.
+      if (file.type !== "" && !file.type.startsWith("image/")) throw new Error(`“${file.name}” is not an image.`);
       if (file.size > limit) {
         throw new Error(`“${file.name}” has ${megabytes(file.size)}, and the service takes ${megabytes(limit)} at most.`);
       }
       take(file, file.name);
+      differs(true);
     },
-    removeSource: () => setSource(null),
+    removeSource() {
+      none();
+      differs(true);
+    },
     async reuse(job) {
       const { input, request } = job;
-      if (input === null) setSource(null);
-      else take(await getImage(input.url), input.name ?? "photo");
+      if (input !== null) {
+        const photo = await fetched(input.url);
+        if (photo === null) return;
+        take(photo, input.name ?? "photo");
+      } else none();
       setPrompt(request.prompt);
       setSettings((before) => settingsOf(request, before.seed));
+      is(job);
     },
+    sent: is,
     async editResult(job, result) {
-      take(await getImage(result.url), fileName(job, result));
+      const photo = await fetched(result.url);
+      if (photo === null) return;
+      take(photo, fileName(job, result));
       setPrompt("");
+      differs(true);
     },
     clear() {
-      setSource(null);
+      none();
       setPrompt("");
+      differs(false);
     },
   };
 }

@@ -26,7 +26,9 @@ export function useIncomingFiles(take: (file: File) => void): boolean {
       handOver(event.dataTransfer);
     };
     const paste = (event: ClipboardEvent) => {
-      if (!event.clipboardData?.files.length) return;
+      // From an office program a text comes with a picture of itself.
+      const text = event.target instanceof HTMLTextAreaElement && event.clipboardData?.types.includes("text/plain");
+      if (text || !event.clipboardData?.files.length) return;
       event.preventDefault();
       handOver(event.clipboardData);
     };
