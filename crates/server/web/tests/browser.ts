@@ -16,8 +16,13 @@ export function launch(): Promise<Browser> {
   return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ARGUMENTS });
 }
 
-/** A new page, and what its console complained of: errors, such as what the content security policy forbids. */
-export async function openPage(browser: Browser, url: string, options: BrowserContextOptions = {}) {
+export interface Opened {
+  page: Page;
+  /** Errors and warnings of its console, such as what the content security policy forbids. */
+  complaints: string[];
+}
+
+export async function openPage(browser: Browser, url: string, options: BrowserContextOptions = {}): Promise<Opened> {
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
   const page = await context.newPage();
   const complaints: string[] = [];

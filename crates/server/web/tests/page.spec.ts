@@ -1,15 +1,10 @@
-import { createRequire } from "node:module";
-import type { Browser, Page } from "playwright-core";
+import type { Browser } from "playwright-core";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { colourAt, fixture, give, launch, openPage } from "./browser";
+import { fixture, give, launch, openPage } from "./browser";
 import { type RunningService, startService } from "./service";
+import { alert, circle, comparison, EDIT, edit, edited, entries, finished, SEEN_STEPS, slider } from "./steps";
 
-// The drawn scene has a red circle here, and its edit a blue one.
-const CIRCLE = [0.3, 0.34] as const;
-const EDIT = "make the circle blue";
-// Enough steps for the job to be seen running, and to be over in seconds.
-const SEEN_STEPS = 60;
-// Enough for it to run as long as the test does.
+// Enough steps for the job to run as long as the test does.
 const LONG_STEPS = 1000;
 
 let service: RunningService;
@@ -23,31 +18,6 @@ afterAll(async () => {
   await browser?.close();
   await service?.stop();
 });
-
-const slider = (page: Page) => page.getByRole("slider", { name: "Compare before and after" });
-const comparison = (page: Page) => page.locator(".compare");
-const entries = (page: Page) => page.locator(".entry");
-const alert = (page: Page) => page.getByRole("alert");
-
-async function edit(page: Page, prompt: string, steps?: number): Promise<void> {
-  await page.getByLabel("What to change").fill(prompt);
-  if (steps !== undefined) await page.getByLabel("Steps").fill(String(steps));
-  await page.getByRole("button", { name: "Edit the photo" }).click();
-}
-
-async function finished(page: Page): Promise<void> {
-  await slider(page).waitFor();
-  await page.getByRole("progressbar").waitFor({ state: "detached" });
-}
-
-/** The page with a finished edit of the scene. */
-async function edited(prompt = EDIT): Promise<Awaited<ReturnType<typeof openPage>>> {
-  const opened = await openPage(browser, service.url);
-  await give(opened.page, "drop", "scene.png");
-  await edit(opened.page, prompt);
-  await finished(opened.page);
-  return opened;
-}
 
 test("a dropped photo is edited in sight, compared, found again after a reload, and edited again", async () => {
   const { page, complaints } = await openPage(browser, service.url);
@@ -71,11 +41,9 @@ test("a dropped photo is edited in sight, compared, found again after a reload, 
   expect(await slider(page).getAttribute("aria-valuetext")).toBe("52 % before, 48 % after");
   await page.keyboard.press("End");
   expect(await slider(page).getAttribute("aria-valuenow")).toBe("100");
-  const [redBefore, , blueBefore] = await colourAt(comparison(page), ...CIRCLE);
-  expect(redBefore).toBeGreaterThan(blueBefore + 80);
+  expect(await circle(page)).toBe("red");
   await page.keyboard.press("Home");
-  const [redAfter, , blueAfter] = await colourAt(comparison(page), ...CIRCLE);
-  expect(blueAfter).toBeGreaterThan(redAfter + 80);
+  expect(await circle(page)).toBe("blue");
 
   // So does the pointer, and it takes the focus to the line.
   const box = (await comparison(page).boundingBox())!;
@@ -115,8 +83,7 @@ test("a dropped photo is edited in sight, compared, found again after a reload, 
   await finished(page);
   expect(await entries(page).count()).toBe(count + 1);
   await slider(page).press("End");
-  const [red, , blue] = await colourAt(comparison(page), ...CIRCLE);
-  expect(blue).toBeGreaterThan(red + 80);
+  expect(await circle(page)).toBe("blue");
 
   expect(complaints).toEqual([]);
   await page.context().close();
@@ -170,7 +137,7 @@ test("a stream of events that breaks is taken up again", async () => {
 });
 
 test("what was begun in the form stays when another job is looked at", async () => {
-  const { page } = await edited();
+  const { page } = await edited(browser, service.url);
   await edit(page, "make it black and white");
   await entries(page).first().getByText("make it black and white").waitFor();
   await finished(page);
@@ -185,40 +152,9 @@ test("what was begun in the form stays when another job is looked at", async () 
   await page.context().close();
 });
 
-test("the keyboard is enough", async () => {
-  const { page } = await openPage(browser, service.url);
-  await page.getByRole("button", { name: "Choose a photo" }).waitFor();
-  const tabTo = async (name: RegExp) => {
-    for (let presses = 0; presses < 60; presses++) {
-      await page.keyboard.press("Tab");
-      const focus = await page.evaluate(() => {
-        const at = document.activeElement as HTMLElement;
-        return at.getAttribute("aria-label") ?? at.closest("label")?.firstChild?.textContent ?? at.innerText;
-      });
-      if (name.test(focus)) return;
-    }
-    throw new Error(`${name} cannot be reached`);
-  };
-  await tabTo(/^Choose a photo/);
-  const [chooser] = await Promise.all([page.waitForEvent("filechooser"), page.keyboard.press("Enter")]);
-  await chooser.setFiles(fixture("scene.png"));
-  await tabTo(/^What to change/);
-  await page.keyboard.type(EDIT);
-  await page.keyboard.press("Control+Enter");
-  await finished(page);
-  await tabTo(/^Compare before and after/);
-  await page.keyboard.press("Home");
-  expect(await slider(page).getAttribute("aria-valuetext")).toBe("0 % before, 100 % after");
-  await tabTo(/^Edit this result/);
-  await page.keyboard.press("Space");
-  await page.getByAltText(/^The photo: scene-edited/).waitFor();
-  expect(await page.evaluate(() => document.activeElement?.tagName)).toBe("TEXTAREA");
-  await page.context().close();
-});
-
 test("what a prompt holds is text", async () => {
   const prompt = `<img src=x onerror="document.title='run'"> <b>bold</b> & "quotes"`;
-  const { page, complaints } = await edited(prompt);
+  const { page, complaints } = await edited(browser, service.url, prompt);
   await page.reload();
   await slider(page).waitFor();
   expect(await page.locator(".caption .prompt").textContent()).toBe(prompt);
@@ -254,7 +190,7 @@ test("several results are looked at one by one, and each can be downloaded and i
 });
 
 test("the command line that is copied is the job's", async () => {
-  const { page } = await edited();
+  const { page } = await edited(browser, service.url);
   await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
   await page.getByRole("button", { name: "Copy command" }).click();
   await page.getByRole("button", { name: "Copied" }).waitFor();
@@ -266,7 +202,7 @@ test("the command line that is copied is the job's", async () => {
 });
 
 test("a finished job is deleted on the second press, for good", async () => {
-  const { page, complaints } = await edited("make the square green");
+  const { page, complaints } = await edited(browser, service.url, "make the square green");
   const count = await entries(page).count();
   const remove = entries(page).first().getByRole("button");
   await remove.click();
@@ -320,120 +256,6 @@ test("what cannot be taken is said in a sentence", async () => {
   await page.getByRole("button", { name: "Edit the photo" }).click();
   expect(await page.getByLabel("Width").evaluate((field: HTMLInputElement) => field.matches(":focus:invalid"))).toBe(true);
   await page.context().close();
-});
-
-test("on a phone nothing is wider than the screen", async () => {
-  const { page } = await edited(`make the circle blue ${"and-a-word-that-is-too-long".repeat(8)}`);
-  for (const width of [320, 360, 390, 768]) {
-    await page.setViewportSize({ width, height: 780 });
-    const wide = await page.evaluate(() => document.documentElement.scrollWidth);
-    expect(wide, `at ${width} pixels`).toBe(width);
-  }
-  await page.setViewportSize({ width: 360, height: 780 });
-  const box = (await comparison(page).boundingBox())!;
-  expect(box.width).toBe(360);
-  await page.context().close();
-});
-
-test("a finger moves the line across, and the page up and down", async () => {
-  const phone = { viewport: { width: 360, height: 640 }, hasTouch: true, isMobile: true, reducedMotion: "reduce" } as const;
-  const { page } = await openPage(browser, service.url, phone);
-  await give(page, "drop", "scene.png");
-  await edit(page, EDIT);
-  await finished(page);
-  // In view, although the button that was pressed is far below.
-  const box = (await comparison(page).boundingBox())!;
-  expect(box.y).toBeCloseTo(0, 0);
-  const session = await page.context().newCDPSession(page);
-  const drag = async (dx: number, dy: number) => {
-    const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-    const touch = (type: "touchStart" | "touchMove", part: number) =>
-      session.send("Input.dispatchTouchEvent", { type, touchPoints: [{ x: x + part * dx, y: y + part * dy }] });
-    await touch("touchStart", 0);
-    for (let part = 0.1; part <= 1; part += 0.1) await touch("touchMove", part);
-    await session.send("Input.dispatchTouchEvent", { type: "touchEnd", touchPoints: [] });
-  };
-  await drag(-90, 0);
-  expect(Number(await slider(page).getAttribute("aria-valuenow"))).toBeCloseTo(25, -1);
-  await drag(0, -150);
-  await page.waitForFunction(() => scrollY > 50);
-  await page.context().close();
-});
-
-const axe = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
-
-async function violations(page: Page): Promise<string[]> {
-  // Through the debugger's connection, as the page's policy allows no other script.
-  const session = await page.context().newCDPSession(page);
-  const { readFile } = await import("node:fs/promises");
-  await session.send("Runtime.evaluate", { expression: await readFile(axe, "utf8") });
-  const { result } = await session.send("Runtime.evaluate", {
-    expression: `axe.run().then(({ violations }) => violations.flatMap((rule) =>
-      rule.nodes.map((node) => rule.id + ": " + node.target + ": " + node.failureSummary)))`,
-    awaitPromise: true,
-    returnByValue: true,
-  });
-  return result.value;
-}
-
-test.each(["light", "dark"] as const)("axe finds nothing to object to, %s", async (colorScheme) => {
-  for (const viewport of [
-    { width: 1280, height: 800 },
-    { width: 360, height: 780 },
-  ]) {
-    const { page } = await openPage(browser, service.url, { colorScheme, viewport });
-    await page.getByRole("button", { name: "Choose a photo" }).waitFor();
-    expect(await violations(page)).toEqual([]);
-
-    await give(page, "drop", "SOURCES.md", "text/markdown");
-    await alert(page).getByText("not an image").waitFor();
-    await give(page, "drop", "scene.png");
-    await page.getByText("Settings").click();
-    await page.getByText("Settings").click();
-    expect(await violations(page)).toEqual([]);
-
-    if (viewport.width < 900) await page.getByText("Settings").click();
-    await page.getByLabel("Images").fill("2");
-    await edit(page, EDIT, SEEN_STEPS);
-    await page.getByText(/step \d+ of/).waitFor();
-    expect(await violations(page)).toEqual([]);
-
-    await finished(page);
-    await page.getByRole("button", { name: "Actual size" }).click();
-    expect(await violations(page)).toEqual([]);
-    await page.context().close();
-  }
-});
-
-test("a service with keys is asked with the key that is typed, kept until the tab is closed", async () => {
-  const closed = await startService("--api-key", "open-sesame-0123456789");
-  try {
-    const { page } = await openPage(browser, closed.url);
-    const field = page.getByLabel("Key", { exact: true });
-    await field.fill("wrong");
-    await page.getByRole("button", { name: "Continue" }).click();
-    await page.getByText("The service did not accept this key.").waitFor();
-    expect(await violations(page)).toEqual([]);
-    await field.fill("open-sesame-0123456789");
-    await page.keyboard.press("Enter");
-    await page.getByText("Your edits will be kept here.").waitFor();
-    await give(page, "drop", "scene.png");
-    await edit(page, EDIT, SEEN_STEPS);
-    await page.getByText(/^Step \d+ of 60$/).waitFor();
-    await finished(page);
-    await slider(page).press("Home");
-    const [red, , blue] = await colourAt(comparison(page), ...CIRCLE);
-    expect(blue).toBeGreaterThan(red + 80);
-
-    await page.reload();
-    await slider(page).waitFor();
-    const { page: later } = await openPage(browser, closed.url);
-    await later.getByRole("heading", { name: "This service asks for a key" }).waitFor();
-    await later.context().close();
-    await page.context().close();
-  } finally {
-    await closed.stop();
-  }
 });
 
 test.runIf(process.env.SCREENSHOT)("the README's picture", async () => {
