@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostedRequest {
-    #[schema(required)]
+    #[schema(required, min_length = 1)]
     prompt: String,
     /// The image to edit: base64, a data URL, or (where the service allows it) an address.
     input_image: Option<String>,

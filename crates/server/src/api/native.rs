@@ -155,24 +155,13 @@ pub struct JobForm {
     image: Option<Vec<u8>>,
 }
 
-/// A new job as JSON, with its image inside.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body of which the image is taken out first")]
-pub struct JobBody {
-    #[schema(inline)]
-    #[serde(flatten)]
-    job: NewJob,
-    /// The image to edit, as base64 or a data URL.
-    input_image: Option<String>,
-}
-
 /// Asks for an edit
 ///
 /// The job is durable when this returns. The same `Idempotency-Key` for the same request gives the same job.
 #[utoipa::path(
     post, path = "/api/jobs", tag = "jobs",
     params(("idempotency-key" = Option<String>, Header, description = "Two requests of one key are one job", max_length = 255)),
-    request_body(content((JobBody = "application/json"), (JobForm = "multipart/form-data"))),
+    request_body(content((NewJob = "application/json"), (JobForm = "multipart/form-data"))),
     responses(
         (status = 202, description = "Accepted", body = Job),
         (status = "4XX", description = "Refused", body = ErrorBody),
@@ -205,7 +194,13 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImag
             "request" if job.is_none() => {
                 let text = file.text("request")?;
                 let read = serde_json::from_str::<NewJob>(&text);
-                job = Some(read.map_err(|e| ApiError::invalid(format!("request: {e}")).about("request"))?);
+                let read = read.map_err(|e| ApiError::invalid(format!("request: {e}")).about("request"))?;
+                if read.input_image.is_some() {
+                    return Err(
+                        ApiError::invalid("send the image as the field `image` of the form").about("input_image")
+                    );
+                }
+                job = Some(read);
             }
             "image" if image.is_none() => image = Some((file, "image")),
             "request" | "image" => return Err(ApiError::invalid(format!("{name} was sent twice")).about(name)),
@@ -220,15 +215,11 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImag
 }
 
 async fn read_json(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImage> {
-    let mut fields: serde_json::Map<String, serde_json::Value> = input::json(app, request).await?;
-    let image = match fields.remove("input_image") {
-        None | Some(serde_json::Value::Null) => None,
-        Some(serde_json::Value::String(text)) => {
-            Some((input::from_text(app, text, "input_image").await?, "input_image"))
-        }
-        Some(_) => return Err(ApiError::invalid("input_image is not a text").about("input_image")),
+    let mut job: NewJob = input::json(app, request).await?;
+    let image = match job.input_image.take() {
+        Some(text) => Some((input::from_text(app, text, "input_image").await?, "input_image")),
+        None => None,
     };
-    let job = serde_json::from_value(fields.into()).map_err(|e| ApiError::invalid(e.to_string()))?;
     Ok((job, image))
 }
 

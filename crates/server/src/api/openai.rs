@@ -1,6 +1,7 @@
 //! Routes in the form of OpenAI's image API: each answers with the result.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -13,7 +14,10 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use retouch::image::OutputFormat;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, Type},
+};
 
 use super::{
     caller::{Base, Caller},
@@ -42,7 +46,7 @@ pub enum ResponseFormat {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageRequest {
-    #[schema(required)]
+    #[schema(required, min_length = 1)]
     prompt: String,
     /// The model that this service runs; can be left out.
     model: Option<String>,
@@ -73,16 +77,34 @@ pub struct ImageRequest {
     stream: Option<bool>,
 }
 
-/// A form of an edit.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a form that is read field by field")]
-pub struct EditForm {
-    #[schema(inline)]
-    #[serde(flatten)]
-    request: ImageRequest,
-    /// The image to edit; `image[]` is the same. One is taken.
-    #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
-    image: Vec<u8>,
+/// A form of an edit: an [`ImageRequest`] and the image.
+pub struct EditForm;
+
+impl PartialSchema for EditForm {
+    fn schema() -> RefOr<Schema> {
+        let mut schema = ImageRequest::schema();
+        if let RefOr::T(Schema::Object(form)) = &mut schema {
+            let image = ObjectBuilder::new()
+                .schema_type(Type::String)
+                .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)))
+                .content_media_type("application/octet-stream")
+                .description(Some("The image to edit; `image[]` is the same. One is taken."));
+            form.properties.insert("image".into(), image.into());
+            form.required.push("image".into());
+            form.description = Some("An edit.".into());
+        }
+        schema
+    }
+}
+
+impl ToSchema for EditForm {
+    fn name() -> Cow<'static, str> {
+        "EditForm".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        ImageRequest::schemas(schemas);
+    }
 }
 
 /// Results, each by its address or in base64.
@@ -220,21 +242,21 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<(ImageRequest,
             }
             continue;
         }
-        let text = file.text(&name)?;
+        let text = || file.text(&name);
         match name.as_str() {
-            "prompt" => asked.prompt = text,
-            "model" => asked.model = Some(text),
-            "size" => asked.size = Some(text),
-            "quality" => asked.quality = Some(text),
-            "background" => asked.background = Some(text),
-            "n" => asked.n = Some(number(&name, &text)?),
-            "output_compression" => asked.output_compression = Some(number(&name, &text)?),
-            "seed" => asked.seed = Some(number(&name, &text)?),
-            "steps" => asked.steps = Some(number(&name, &text)?),
-            "guidance" => asked.guidance = Some(number(&name, &text)?),
-            "stream" => asked.stream = Some(number(&name, &text)?),
-            "output_format" => asked.output_format = Some(word(&name, text)?),
-            "response_format" => asked.response_format = Some(word(&name, text)?),
+            "prompt" => asked.prompt = text()?,
+            "model" => asked.model = Some(text()?),
+            "size" => asked.size = Some(text()?),
+            "quality" => asked.quality = Some(text()?),
+            "background" => asked.background = Some(text()?),
+            "n" => asked.n = Some(number(&name, &text()?)?),
+            "output_compression" => asked.output_compression = Some(number(&name, &text()?)?),
+            "seed" => asked.seed = Some(number(&name, &text()?)?),
+            "steps" => asked.steps = Some(number(&name, &text()?)?),
+            "guidance" => asked.guidance = Some(number(&name, &text()?)?),
+            "stream" => asked.stream = Some(number(&name, &text()?)?),
+            "output_format" => asked.output_format = Some(word(&name, text()?)?),
+            "response_format" => asked.response_format = Some(word(&name, text()?)?),
             _ => return Err(ApiError::invalid(format!("`{name}` is not supported; leave it out")).about(name)),
         }
     }

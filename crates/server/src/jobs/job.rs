@@ -43,7 +43,12 @@ impl Status {
 #[serde(default, deny_unknown_fields)]
 pub struct NewJob {
     /// What to do, in words.
+    #[schema(required, min_length = 1)]
     pub prompt: String,
+    /// The image to edit, as base64 or a data URL; without one the prompt alone makes a picture. A form has it as a field of
+    /// its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_image: Option<String>,
     /// Seed of the first image; those of further ones count up from it. A random one if left out.
     pub seed: Option<u64>,
     /// How many images to make.
