@@ -6,21 +6,22 @@ use retouch::ModelRules;
 use tokio::sync::Semaphore;
 
 use crate::{
+    api::admission,
     jobs::{Jobs, store},
     options::ServerOptions,
     signature::{hmac_hex, same, sha256_hex},
 };
 
-/// Requests whose bodies are held in memory together.
-const UPLOADS: usize = 32;
+/// Largest requests that are held in memory together.
+const UPLOADS: usize = 16;
 
 pub struct App {
     pub options: ServerOptions,
     pub rules: ModelRules,
     pub devices: Vec<String>,
     pub jobs: Arc<Jobs>,
-    /// A permit for each body in memory.
-    pub uploads: Semaphore,
+    /// Room for the bodies of requests.
+    pub uploads: Arc<Semaphore>,
     /// A permit for each picture that is being decoded.
     pub decoding: Semaphore,
     keys: Vec<String>,
@@ -38,11 +39,11 @@ impl App {
         let keys = options.api_keys.iter().map(|key| sha256_hex(&[key.as_bytes()])).collect();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Arc::new(Self {
+            uploads: admission::room(options.max_upload.saturating_mul(UPLOADS)),
             options,
             rules,
             devices,
             jobs,
-            uploads: Semaphore::new(UPLOADS),
             decoding: Semaphore::new(cores),
             keys,
             url_secret,

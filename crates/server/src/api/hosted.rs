@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
+    admission::admit,
     caller::{Base, Caller},
     error::{ApiError, HostedError, HostedErrorBody},
     input::{self, blocking},
@@ -151,8 +152,8 @@ async fn create(
 ) -> Result<Json<Submitted>, HostedError> {
     let idempotency_key = submit::idempotency_key(&headers)?;
     submit::check_room(&app, idempotency_key.as_ref())?;
-    let _permit = app.uploads.acquire().await.map_err(|_| ApiError::internal("the service is stopping"))?;
-    let asked: HostedRequest = input::json(&app, request).await?;
+    let (request, held) = admit(&app, request);
+    let asked: HostedRequest = held.explain(input::json(&app, request).await)?;
     asked.check()?;
     let webhook = submit::webhook(asked.webhook_url, asked.webhook_secret)?;
     let image = match asked.input_image {

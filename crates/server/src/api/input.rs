@@ -17,7 +17,10 @@ use retouch::image::read_image_up_to;
 use serde::de::DeserializeOwned;
 use tokio_stream::StreamExt;
 
-use super::error::{ApiError, ApiResult};
+use super::{
+    admission::announced,
+    error::{ApiError, ApiResult},
+};
 use crate::{
     app::App,
     fetch::{self, Reach},
@@ -49,8 +52,7 @@ pub struct Source {
 /// Refuses a request by the size that it announces. What it sends is read and dropped for a while: most callers look at an
 /// answer only once they have sent everything.
 async fn check_size(app: &App, request: Request) -> ApiResult<Request> {
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    if length.is_none_or(|length: usize| length <= app.options.max_upload) {
+    if announced(request.headers()).is_none_or(|length| length <= app.options.max_upload) {
         return Ok(request);
     }
     let mut body = request.into_body().into_data_stream();

@@ -1,5 +1,6 @@
 //! HTTP: the routes, and what all of them have in common.
 
+pub mod admission;
 mod caller;
 mod error;
 pub mod hosted;

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
+    admission::admit,
     caller::Caller,
     error::{ApiError, ApiResult, ErrorBody},
     input::{self, blocking},
@@ -176,11 +177,11 @@ pub async fn create(
 ) -> ApiResult<(StatusCode, Json<Job>)> {
     let idempotency_key = submit::idempotency_key(&headers)?;
     submit::check_room(&app, idempotency_key.as_ref())?;
-    let _permit = app.uploads.acquire().await.map_err(|_| ApiError::internal("the service is stopping"))?;
-    let (job, image) = match input::media_type(&request).as_str() {
-        "multipart/form-data" => read_form(&app, request).await?,
-        _ => read_json(&app, request).await?,
-    };
+    let (request, held) = admit(&app, request);
+    let (job, image) = held.explain(match input::media_type(&request).as_str() {
+        "multipart/form-data" => read_form(&app, request).await,
+        _ => read_json(&app, request).await,
+    })?;
     let id = submit(&app, Submission { owner: owner.clone(), job, image, idempotency_key, webhook: None }).await?;
     Ok((StatusCode::ACCEPTED, Json(Job::find(&app, &owner, &id).await?)))
 }

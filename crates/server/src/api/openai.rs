@@ -20,6 +20,7 @@ use utoipa::{
 };
 
 use super::{
+    admission::admit,
     caller::{Base, Caller},
     error::{ApiError, ApiResult, ErrorBody},
     input::{self, File, blocking},
@@ -197,8 +198,8 @@ pub async fn edits(
     let idempotency_key = submit::idempotency_key(&headers)?;
     submit::check_room(&app, idempotency_key.as_ref())?;
     let (submission, format) = {
-        let _permit = app.uploads.acquire().await.map_err(|_| ApiError::internal("the service is stopping"))?;
-        let (asked, image) = read_form(&app, request).await?;
+        let (request, held) = admit(&app, request);
+        let (asked, image) = held.explain(read_form(&app, request).await)?;
         let image = image.ok_or_else(|| ApiError::invalid("the form has no field `image`").about("image"))?;
         let (job, format) = asked.job(&app)?;
         (Submission { owner, job, image: Some((image, "image")), idempotency_key, webhook: None }, format)

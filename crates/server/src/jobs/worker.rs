@@ -46,6 +46,8 @@ pub fn run(mut engine: Engine, open: impl Fn() -> retouch::Result<Engine>, jobs:
         let start = Instant::now();
         let outcome = match catch_unwind(AssertUnwindSafe(|| edit(&mut engine, jobs, &live))) {
             Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) if jobs.is_stopping() => Outcome::PutBack,
+            Ok(Err(_)) if live.is_cancelled() => Outcome::Cancelled,
             Ok(Err(error)) => Outcome::Failed(format!("the result could not be kept: {error}")),
             Err(_) => {
                 // What was half done in it is not to be trusted.
@@ -91,7 +93,7 @@ pub fn run(mut engine: Engine, open: impl Fn() -> retouch::Result<Engine>, jobs:
 /// From what was asked for to files.
 fn edit(engine: &mut Engine, jobs: &Jobs, live: &Arc<Live>) -> store::Result<Outcome> {
     let Some(record) = jobs.store.job(&live.id)? else { return Ok(Outcome::Cancelled) };
-    let attempts = jobs.store.start(&live.id, now())?;
+    let attempts = patiently(jobs, live, || jobs.store.start(&live.id, now()))?;
     live.changed();
     if attempts > MAX_ATTEMPTS {
         return Ok(Outcome::Failed(format!("the service ended {MAX_ATTEMPTS} times while this job ran; see its log")));
@@ -113,10 +115,7 @@ fn edit(engine: &mut Engine, jobs: &Jobs, live: &Arc<Live>) -> store::Result<Out
     let mut follower = Follower { live, first: done, images: record.request.seeds.len(), last_preview: None };
     let mut delivery = Delivery { jobs, live, record: &record, position: done, kept: Ok(()) };
     let made = engine.edit_each(&request, &mut follower, |image, _| delivery.take(image));
-    let Delivery { kept, .. } = delivery;
-    if let Err(reason) = kept {
-        return if jobs.is_stopping() { Ok(Outcome::PutBack) } else { Err(reason) };
-    }
+    delivery.kept?;
     debug_assert!(matches!(request.seeds, Seeds::Each(_)), "each image is repeatable on its own");
     Ok(match made {
         Ok(timings) => {
@@ -132,6 +131,24 @@ fn edit(engine: &mut Engine, jobs: &Jobs, live: &Arc<Live>) -> store::Result<Out
     })
 }
 
+/// Tries until there is room: a full disk is no reason to lose a job or a result. New requests are refused meanwhile.
+fn patiently<T>(jobs: &Jobs, live: &Live, keep: impl Fn() -> store::Result<T>) -> store::Result<T> {
+    loop {
+        match keep() {
+            Err(StoreError::Full) if !jobs.is_stopping() && !live.is_cancelled() => {
+                if !jobs.disk_full.swap(true, Ordering::Relaxed) {
+                    warn!("the disk is full: a job waits for room, and no new ones are taken");
+                }
+                std::thread::sleep(DISK_PAUSE);
+            }
+            kept => {
+                jobs.disk_full.store(false, Ordering::Relaxed);
+                return kept;
+            }
+        }
+    }
+}
+
 /// Puts images into files as they are made.
 struct Delivery<'a> {
     jobs: &'a Jobs,
@@ -145,19 +162,7 @@ struct Delivery<'a> {
 impl Delivery<'_> {
     fn take(&mut self, mut image: EditedImage) -> Control {
         image.parameters.source_name = self.record.input.as_ref().and_then(|input| input.name.clone());
-        // A full disk is no reason to lose a result: it waits for room, and so do new requests.
-        self.kept = loop {
-            match self.keep(&image) {
-                Err(StoreError::Full) if !self.jobs.is_stopping() && !self.live.is_cancelled() => {
-                    if !self.jobs.disk_full.swap(true, Ordering::Relaxed) {
-                        warn!("the disk is full: a result waits for room, and no new jobs are taken");
-                    }
-                    std::thread::sleep(DISK_PAUSE);
-                }
-                kept => break kept,
-            }
-        };
-        self.jobs.disk_full.store(false, Ordering::Relaxed);
+        self.kept = patiently(self.jobs, self.live, || self.keep(&image));
         self.position += 1;
         if self.kept.is_err() {
             return Control::Cancel;
