@@ -353,9 +353,15 @@ fn rows_of_a_convolution_equal_those_of_the_whole() {
 #[test]
 fn conv2d() {
     for window in [Window::Point, Window::Same, Window::Halving, Window::Doubling] {
-        for (batch, input, height, width) in
-            [(1, 1, 2, 2), (2, 3, 4, 6), (1, 7, 34, 62), (1, 2, 2, 700), (1, 2, 700, 2), (1, 2, 4, 3000)]
-        {
+        for (batch, input, height, width) in [
+            (1, 1, 2, 2),
+            (2, 3, 4, 6),
+            (1, 7, 34, 62),
+            (1, 2, 2, 700),
+            (1, 2, 700, 2),
+            (1, 2, 4, 3000),
+            (2, 64, 34, 70),
+        ] {
             let (output, side) = (5, window.kernel());
             let scale = ((input * side * side) as f64).powf(-0.5);
             let inputs = [

@@ -4,6 +4,7 @@
 //! block of rows is ever widened at a time.
 
 mod attention;
+mod buffer;
 mod conv;
 mod elementwise;
 mod group_norm;

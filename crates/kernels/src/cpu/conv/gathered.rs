@@ -1,36 +1,15 @@
-//! Convolutions as matrix products, a tile of the output at a time.
+//! Convolutions as one matrix product for each tile of the output: what its pixels meet is gathered into a matrix.
 
-use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{
-    matrix::{Destination, Matrix, Parallelism, Product, multiply},
-    view::{View, narrowed, vector, widened},
+use super::Problem;
+use crate::{
+    Window,
+    cpu::{
+        buffer::zeros,
+        matrix::{Destination, Matrix, Parallelism, Product, multiply},
+    },
 };
-use crate::Window;
-
-pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, residual: Option<&Tensor>, window: Window) -> Result<Tensor> {
-    let (batch, input, height, width) = x.dims4()?;
-    let output = weight.dims4()?.0;
-    let problem = Problem { window, input, output, height, width };
-    let shape = (batch, output, problem.out_height(), problem.out_width());
-    if weight.elem_count() != output * problem.depth() {
-        bail!("a convolution of {input} channels with weights {:?}", weight.shape())
-    }
-    if let Some(residual) = residual
-        && residual.dims4()? != shape
-    {
-        bail!("a residual of {:?} for a convolution's {shape:?}", residual.shape())
-    }
-    let contiguous = |x: &Tensor| widened(x)?.contiguous();
-    let (x_wide, weight, residual) = (contiguous(x)?, contiguous(weight)?, residual.map(contiguous).transpose()?);
-    let residual = residual.as_ref().map(View::of);
-    let residual = residual.as_ref().map(|residual| residual.floats()).transpose()?;
-    let bias = vector(bias, output, "a bias")?;
-    let x_view = View::of(&x_wide);
-    let y = problem.run(&x_view.floats()?[..x.elem_count()], View::of(&weight).floats()?, &bias, residual);
-    narrowed(y, shape, x.dtype())
-}
 
 /// Most elements of the matrix that a tile's pixels are gathered into: 8 MiB for each thread.
 const MAX_GATHERED: usize = 1 << 21;
@@ -40,15 +19,6 @@ const MAX_TILE: usize = 1024;
 
 /// Fewest: less gives the product too little to do.
 const MIN_TILE: usize = 64;
-
-/// One convolution of images of one size; `height` and `width` are the input's.
-struct Problem {
-    window: Window,
-    input: usize,
-    output: usize,
-    height: usize,
-    width: usize,
-}
 
 /// A run of the output's pixels in reading order that does not go over the end of a row, or is made of whole rows.
 #[derive(Clone, Copy)]
@@ -61,19 +31,6 @@ struct Tile {
 }
 
 impl Problem {
-    fn out_height(&self) -> usize {
-        self.window.out_size(self.height)
-    }
-
-    fn out_width(&self) -> usize {
-        self.window.out_size(self.width)
-    }
-
-    /// Input values that make one output value.
-    fn depth(&self) -> usize {
-        self.input * self.window.kernel() * self.window.kernel()
-    }
-
     fn tiles(&self, batch: usize) -> Vec<Tile> {
         let (height, width) = (self.out_height(), self.out_width());
         // Few enough pixels for the workspace, and enough tiles for the threads.
@@ -93,10 +50,11 @@ impl Problem {
         tiles
     }
 
-    fn run(&self, x: &[f32], weight: &[f32], bias: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
+    /// The output, `[batch, output, height, width]`.
+    pub fn by_gathering(&self, x: &[f32], weight: &[f32], bias: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
         let plane = self.out_height() * self.out_width();
         let batch = x.len() / (self.input * self.height * self.width);
-        let mut y = vec![0f32; batch * self.output * plane];
+        let mut y = zeros(batch * self.output * plane);
         let destination = Destination::new(&mut y);
         self.tiles(batch).into_par_iter().for_each_init(Vec::new, |gathered, tile| {
             let pixels = tile.rows * tile.columns;
@@ -179,50 +137,6 @@ fn gather_line(window: Window, source: &[f32], first: usize, tap: usize, line: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
-
-    /// Largest difference between ours and candle's own operations.
-    fn difference(window: Window, (batch, input, height, width): (usize, usize, usize, usize)) -> Result<f32> {
-        let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu);
-        let (output, kernel) = (5, window.kernel());
-        let x = random(&[batch, input, height, width])?;
-        let weight = (random(&[output, input, kernel, kernel])? / ((input * kernel * kernel) as f64).sqrt())?;
-        let bias = random(&[output])?;
-        let expected = match window {
-            Window::Point => x.conv2d(&weight, 0, 1, 1, 1)?,
-            Window::Same => x.conv2d(&weight, 1, 1, 1, 1)?,
-            Window::Halving => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?.conv2d(&weight, 0, 2, 1, 1)?,
-            Window::Doubling => x.upsample_nearest2d(2 * height, 2 * width)?.conv2d(&weight, 1, 1, 1, 1)?,
-        };
-        let expected = expected.broadcast_add(&bias.reshape((1, output, 1, 1))?)?;
-        let residual = random(expected.dims())?;
-        let largest = |x: Tensor| x.abs()?.max_all()?.to_scalar::<f32>();
-        let alone = largest((conv2d(&x, &weight, &bias, None, window)? - &expected)?)?;
-        let with_residual = conv2d(&x, &weight, &bias, Some(&residual), window)?;
-        Ok(alone.max(largest((with_residual - (expected + residual)?)?)?))
-    }
-
-    const WINDOWS: [Window; 4] = [Window::Point, Window::Same, Window::Halving, Window::Doubling];
-
-    #[test]
-    fn every_window_equals_candles_convolution() -> Result<()> {
-        for window in WINDOWS {
-            for shape in [(1, 1, 2, 2), (2, 3, 4, 6), (1, 7, 34, 62), (1, 2, 2, 700), (1, 2, 700, 2)] {
-                let difference = difference(window, shape)?;
-                assert!(difference < 1e-5, "{window:?} over {shape:?}: {difference}");
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn rows_longer_than_a_tile_are_split_without_a_seam() -> Result<()> {
-        for window in WINDOWS {
-            let difference = difference(window, (1, 2, 4, 3000))?;
-            assert!(difference < 1e-5, "{window:?}: {difference}");
-        }
-        Ok(())
-    }
 
     #[test]
     fn tiles_cover_each_pixel_once_within_the_workspace() {
