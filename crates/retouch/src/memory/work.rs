@@ -151,9 +151,9 @@ impl Work {
                 Kind::Attention => 9 * input,
                 Kind::Last => 2 * input + output + conv(input, output),
             };
-            scaled(channels * pixels, layer.scale)
+            scaled(channels * pixels, layer.scale) * e + layer.workspace(kind, pixels)
         });
-        values.max().unwrap_or(0) * e + workspace(model, kind, pixels) + picture(way, pixels)
+        values.max().unwrap_or(0) + picture(way, pixels)
     }
 
     /// The VAE in bands of rows: of the device, with whole activations there or on the host, and of the host.
@@ -166,7 +166,9 @@ impl Work {
         bands: Bands,
     ) -> (u64, u64) {
         let (pixels, e) = (area(size), model.vae_element(kind));
-        let whole = layers(model, way).into_iter().map(|layer| {
+        let layers = layers(model, way);
+        let workspace = layers.iter().map(|layer| layer.workspace(kind, pixels)).max().unwrap_or(0);
+        let whole = layers.into_iter().map(|layer| {
             let channels = match layer.kind {
                 Kind::Residual | Kind::Last => layer.input + layer.output,
                 Kind::Resized(factor) => layer.input + scaled(layer.output, factor),
@@ -183,7 +185,7 @@ impl Work {
         let rows = (MIN_ROWS * widest * size.0) as u64 * e;
         // This one and the next, normalised, and the product; nine times gathered on a GPU.
         let band = rows.max(bands.bytes as u64) * if kind == DeviceKind::Cpu { 5 } else { 16 };
-        let common = workspace(model, kind, pixels) + picture(way, pixels);
+        let common = workspace + picture(way, pixels);
         if bands.on_host { (middle.max(band) + common, outer) } else { (middle.max(outer + band) + common, 0) }
     }
 }
@@ -209,27 +211,38 @@ pub(super) enum Way {
     Decode,
 }
 
-/// Of the VAE: what the threads of a CPU gather for a tile of a convolution each; on a GPU the scores of the attention in the
-/// middle, which are more than a band of CUDA's windows.
-fn workspace(model: &ModelMemory, kind: DeviceKind, pixels: u64) -> u64 {
-    if kind != DeviceKind::Cpu {
-        return SCORES;
-    }
-    let threads = rayon::current_num_threads() as u64;
-    let gathered = |&channels: &usize| {
-        let depth = 9 * channels as u64;
-        let tile = ((1 << 21) / depth).min(1024).min(pixels.div_ceil(4 * threads)).max(64);
-        threads * depth * tile * 4
-    };
-    model.vae.block_out_channels.iter().map(gathered).max().unwrap_or(0)
-}
-
 /// A layer over an image of `scale` (a power of a quarter) of the pixels.
 struct Layer {
     kind: Kind,
     input: u64,
     output: u64,
     scale: Scale,
+}
+
+impl Layer {
+    /// On the CPU the transformed filters of its convolution, and the tiles that its threads have each; on a GPU the scores of
+    /// the attention in the middle, which are more than a band of CUDA's windows. `pixels` are the whole image's.
+    fn workspace(&self, kind: DeviceKind, pixels: u64) -> u64 {
+        if kind != DeviceKind::Cpu {
+            return SCORES;
+        }
+        let threads = rayon::current_num_threads() as u64;
+        let pixels = scaled(pixels, self.scale);
+        match self.kind {
+            Kind::Resized(factor) if factor.times < factor.of => {
+                let depth = 9 * self.input;
+                let tile = ((1 << 21) / depth).min(1024).min(scaled(pixels, factor).div_ceil(4 * threads)).max(64);
+                threads * depth * tile * 4
+            }
+            Kind::Attention => 0,
+            _ => {
+                let pixels = if let Kind::Resized(factor) = self.kind { scaled(pixels, factor) } else { pixels };
+                // 36 values of each filter, and of each channel of 4x4 pixels.
+                let run = pixels.div_ceil(16 * threads).min(128);
+                36 * 4 * (self.input * self.output + threads * run * (self.input + self.output))
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
