@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
+    buffer::zeros,
     matrix::{Destination, Matrix, Parallelism, Product, multiply},
     simd::{exp, gelu, max, sum, vectorised},
     view::{Rows, View, narrowed, widened},
@@ -45,7 +46,7 @@ pub fn attention(
     }
     let hidden = heads * head_dim;
     let width = hidden + inner_rows.as_ref().map_or(0, |rows| rows.width);
-    let mut y = vec![0f32; batch * queries * width];
+    let mut y = zeros(batch * queries * width);
 
     let last_axis_contiguous = |x: &Tensor| {
         let x = widened(x)?;

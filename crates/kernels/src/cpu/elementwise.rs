@@ -4,6 +4,7 @@ use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
+    buffer::zeros,
     simd::{gelu, sum, vectorised},
     view::{CHUNK, Rows, View, narrowed, vector, widened},
 };
@@ -20,7 +21,7 @@ pub fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tens
     let rows = Rows::of(x)?;
     let view = View::of(&rows.tensor);
     let data = view.floats()?;
-    let mut y = vec![0f32; rows.count * width];
+    let mut y = zeros(rows.count * width);
     let per_task = rows_per_task(width);
     y.par_chunks_mut(per_task * width).enumerate().for_each(|(task, y)| {
         vectorised(|| {
@@ -47,7 +48,7 @@ pub fn gated_residual(x: &Tensor, y: &Tensor, gate: &Tensor) -> Result<Tensor> {
     let (x_rows, y_rows) = (Rows::of(x)?, Rows::of(y)?);
     let (x_view, y_view) = (View::of(&x_rows.tensor), View::of(&y_rows.tensor));
     let (x_data, y_data) = (x_view.floats()?, y_view.floats()?);
-    let mut result = vec![0f32; x_rows.count * width];
+    let mut result = zeros(x_rows.count * width);
     let per_task = rows_per_task(width);
     result.par_chunks_mut(per_task * width).enumerate().for_each(|(task, result)| {
         vectorised(|| {
@@ -69,7 +70,7 @@ pub fn gated_gelu(gate: &Tensor, value: &Tensor) -> Result<Tensor> {
     }
     let (gate_wide, value_wide) = (widened(gate)?.contiguous()?, widened(value)?.contiguous()?);
     let (gate_view, value_view) = (View::of(&gate_wide), View::of(&value_wide));
-    let mut result = vec![0f32; gate.elem_count()];
+    let mut result = zeros(gate.elem_count());
     let inputs = gate_view.floats()?.par_chunks(CHUNK).zip(value_view.floats()?.par_chunks(CHUNK));
     result.par_chunks_mut(CHUNK).zip(inputs).for_each(|(result, (gate, value))| {
         vectorised(|| {

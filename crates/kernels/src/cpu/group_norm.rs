@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
+    buffer::zeros,
     simd::{silu, vectorised},
     view::{View, narrowed, vector, widened},
 };
@@ -67,7 +68,7 @@ fn normalised(
     let data = &view.floats()?[..x.elem_count()];
     let normalisers: Vec<(f64, f64)> = moments.normalisers(epsilon).collect();
     let (plane, channels_per_group) = (height * width, channels / groups);
-    let mut y = vec![0f32; data.len()];
+    let mut y = zeros(data.len());
     y.par_chunks_mut(plane).zip(data.par_chunks(plane)).enumerate().for_each(|(i, (y, x))| {
         let (mean, inverse) = normalisers[i / channels_per_group];
         let channel = i % channels;

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
+    buffer::zeros,
     matrix::Destination,
     simd::{sum, vectorised},
     view::{Rows, View, narrowed, vector},
@@ -21,7 +22,7 @@ pub fn heads(streams: &[Stream<'_>], rotation: &Rotation) -> Result<Tensor> {
     }
     let (cos, sin) = (View::of(&rotation.cos), View::of(&rotation.sin));
     let (cos, sin) = (cos.floats()?, sin.floats()?);
-    let mut y = vec![0f32; batch * tokens * width];
+    let mut y = zeros(batch * tokens * width);
     let destination = Destination::new(&mut y);
     let mut first = 0;
     for stream in streams {

@@ -4,6 +4,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
+    buffer::zeros,
     matrix::{Matrix, Parallelism, Product, multiply},
     packed::widen,
     simd::{gelu, vectorised},
@@ -56,7 +57,7 @@ fn by_blocks(
     let view = View::of(&rows.tensor);
     let input = Matrix { data: view.floats()?, row_stride: rows.stride, column_stride: 1 };
     let bias = bias.map(|bias| vector(bias, outputs, "a bias")).transpose()?;
-    let mut y = vec![0f32; rows.count * outputs];
+    let mut y = zeros(rows.count * outputs);
     // Without an activation the bias is what the product is added to; with one it is added in that pass.
     let add = bias.as_ref().filter(|_| activation == Activation::None);
     if let Some(bias) = add {

@@ -6,6 +6,8 @@ use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bai
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
+use super::buffer::zeros;
+
 /// Elements that a thread takes at a time where an operation has no rows.
 pub const CHUNK: usize = 1 << 14;
 
@@ -16,7 +18,7 @@ pub fn widened(x: &Tensor) -> Result<Tensor> {
     }
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
-    let mut wide = vec![0f32; x.elem_count()];
+    let mut wide = zeros(x.elem_count());
     match &*storage {
         Storage::Cpu(narrow) => widen(narrow, layout.start_offset(), &mut wide)?,
         _ => bail!("{NOT_HERE}"),
