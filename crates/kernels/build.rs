@@ -18,6 +18,7 @@ const SOURCES: &str = "src/cuda/kernels";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(outer_scales)");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }
@@ -27,7 +28,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo has set no OUT_DIR")?);
     let nvcc = nvcc();
-    println!("cargo::rustc-env=RETOUCH_CUDA_TOOLKIT={}", toolkit(&nvcc)?);
+    let toolkit = toolkit(&nvcc)?;
+    println!("cargo::rustc-env=RETOUCH_CUDA_TOOLKIT={toolkit}");
+    // cublasLt takes scales for the rows of both factors since 12.9.
+    let (major, minor) = toolkit.split_once('.').unwrap_or((toolkit.as_str(), "0"));
+    if (major.parse::<u32>()?, minor.parse::<u32>()?) >= (12, 9) {
+        println!("cargo::rustc-cfg=outer_scales");
+    }
     let mut sources =
         fs::read_dir(SOURCES)?.map(|file| Ok(file?.path())).collect::<Result<Vec<_>, std::io::Error>>()?;
     sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
@@ -64,7 +71,8 @@ fn toolkit(nvcc: &Path) -> Result<String, Box<dyn Error>> {
 
 fn compile(nvcc: &Path, source: &Path, image: &Path) -> Result<(), Box<dyn Error>> {
     let mut command = Command::new(nvcc);
-    command.args(["-std=c++17", "-O3", "-fatbin"]);
+    // Compressed to a quarter; the driver unpacks what it loads.
+    command.args(["-std=c++17", "-O3", "-fatbin", "-Xfatbin", "-compress-all"]);
     for generation in GENERATIONS {
         command.args(["-gencode", &format!("arch=compute_{generation},code=sm_{generation}")]);
     }

@@ -44,28 +44,31 @@ impl Fp8 {
     /// The codes nearest to `values`, each divided by `scale`: of two equally near ones the even one. What is beyond the largest
     /// value becomes that.
     pub fn codes(self, values: &[f32], scale: f32) -> Vec<u8> {
-        // Codes of positive numbers are in the order of their values.
-        let positive: Vec<f32> = (0..=self.last()).map(|code| self.value(code)).collect();
-        let nearest = |value: &f32| {
-            let value = value / scale;
-            let magnitude = value.abs();
-            if magnitude.is_nan() {
-                return 0x7f;
-            }
-            let above = positive.partition_point(|&known| known < magnitude);
-            let code = match (above.checked_sub(1), positive.get(above)) {
-                (None, _) => 0,
-                (Some(below), None) => below,
-                (Some(below), Some(&next)) => {
-                    // Differences of neighbours and what is between them are exact in f64.
-                    let (low, high) = (f64::from(positive[below]), f64::from(next));
-                    let (to_low, to_high) = (f64::from(magnitude) - low, high - f64::from(magnitude));
-                    if to_low < to_high || (to_low == to_high && below % 2 == 0) { below } else { above }
-                }
-            };
-            code as u8 | if value.is_sign_negative() { 0x80 } else { 0 }
+        values.par_iter().with_min_len(1 << 14).map(|value| self.code(value / scale)).collect()
+    }
+
+    /// The code nearest to `value`, as [`Self::codes`] says.
+    pub fn code(self, value: f32) -> u8 {
+        let (mantissa, bias): (u32, i32) = match self {
+            Self::E4m3 => (3, 7),
+            Self::E5m2 => (2, 15),
         };
-        values.par_iter().with_min_len(1 << 14).map(nearest).collect()
+        if value.is_nan() {
+            return 0x7f;
+        }
+        let magnitude = value.abs().to_bits();
+        let smallest_normal = ((128 - bias) as u32) << 23;
+        let code = if magnitude < smallest_normal {
+            // Added to a number whose neighbours are the smallest code's value away, it is rounded to a multiple of that.
+            let coarse = smallest_normal + ((23 - mantissa) << 23);
+            (f32::from_bits(coarse) + value.abs()).to_bits() - coarse
+        } else {
+            let cut = 23 - mantissa;
+            let to_even = magnitude + (1 << (cut - 1)) - 1 + (magnitude >> cut & 1);
+            (to_even >> cut) - (((127 - bias) as u32) << mantissa)
+        };
+        // At most the largest, which is below 0x7f.
+        code.min(u32::from(self.last())) as u8 | if value.is_sign_negative() { 0x80 } else { 0 }
     }
 
     /// The values of all codes, each times `scale`.

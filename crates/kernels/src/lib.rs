@@ -9,6 +9,7 @@
 //! | linear (+ GELU) | one pass, all threads | cublasLt, which adds the bias and takes the GELU | portable |
 //! | gated residual, modulated norm, heads, gated GELU | one pass, all threads | one kernel each | portable |
 //! | linear with a packed matrix | widened in blocks of rows | dequantised in runs of rows | as CUDA |
+//! | linear in 8-bit floats | rounded to them, in f32 | rows rounded by one kernel, cublasLt's 8-bit products (8.9 and newer) | portable |
 //! | group norm (+ SiLU) | two passes | two kernels | portable |
 //! | convolution | tiles of matrix products | portable, in bands of rows | portable |
 //!
@@ -22,6 +23,7 @@ mod conv;
 mod cpu;
 pub mod cuda;
 mod fp8;
+mod fp8_rows;
 mod metal;
 mod moments;
 mod packed;
@@ -34,6 +36,7 @@ use candle_core::{Device, Result, Tensor};
 
 pub use conv::Window;
 pub use fp8::Fp8;
+pub use fp8_rows::Fp8Rows;
 pub use moments::Moments;
 pub use packed::{Packed, Part};
 pub use profile::{Operation, Profiled, Total};
@@ -81,6 +84,24 @@ pub trait Kernels: Debug + Send + Sync {
         activation: Activation,
     ) -> Result<Tensor> {
         portable::linear_packed(x, weight, bias, activation)
+    }
+
+    /// Each row of `x` `[..., columns]` divided by its scale, which brings its largest magnitude to 448, and rounded to the
+    /// nearest 8-bit float of 4 bits of exponent, of two equally near ones to the even one. What is not a number stays so.
+    fn quantise_rows(&self, x: &Tensor) -> Result<Fp8Rows> {
+        Fp8Rows::quantise(x)
+    }
+
+    /// [`Self::linear`] in 8-bit floats: the rows of `x` as [`Self::quantise_rows`] makes them times those of `weight`. Products of
+    /// codes are added up in f32, then multiplied by the scales of both rows; `bias` is in the dtype of `x`.
+    fn linear_fp8(
+        &self,
+        x: &Tensor,
+        weight: &Fp8Rows,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        portable::linear_fp8(x, weight, bias, activation)
     }
 
     /// Layer norm over the last axis without learned parameters (eps 1e-6), then `* (1 + scale) + shift`.
@@ -181,6 +202,17 @@ pub trait Kernels: Debug + Send + Sync {
 pub struct Portable;
 
 impl Kernels for Portable {}
+
+/// Whether [`Kernels::linear_fp8`] is worth having on a device: where it is not computed in tensor cores or, slowly but with the
+/// same results, on the CPU, an error is one sentence that says what to do.
+pub fn check_fp8(device: &Device) -> std::result::Result<(), String> {
+    match device {
+        Device::Cpu => Ok(()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::check_fp8(device),
+        _ => Err("it has no products of 8-bit floats; use --dtype bf16, with --quantize q8_0 to hold weights in 8 bits".into()),
+    }
+}
 
 /// The fastest that there is for a device.
 pub fn for_device(device: &Device) -> &'static dyn Kernels {

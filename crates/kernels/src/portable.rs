@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Module, Result, Tensor, bail};
 
-use crate::{Activation, Moments, Packed, Rotation, Stream, Window};
+use crate::{Activation, Fp8Rows, Moments, Packed, Rotation, Stream, Window};
 
 /// Of the norms inside the blocks.
 pub(crate) const EPSILON: f64 = 1e-6;
@@ -42,6 +42,25 @@ pub fn in_runs(
         outputs.push(linear(x, &weight, bias.as_ref())?);
     }
     if outputs.len() == 1 { Ok(outputs.remove(0)) } else { Tensor::cat(&outputs, D::Minus1) }
+}
+
+pub fn linear_fp8(x: &Tensor, weight: &Fp8Rows, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    // In f64 where the tests take the truth.
+    let dtype = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let rows = Fp8Rows::quantise(x)?;
+    let sums = linear(&rows.unscaled(dtype)?, &weight.unscaled(dtype)?, None, Activation::None)?;
+    let scaled = sums
+        .broadcast_mul(&rows.scales.unsqueeze(D::Minus1)?.to_dtype(dtype)?)?
+        .broadcast_mul(&weight.scales.to_dtype(dtype)?)?;
+    let y = match bias {
+        Some(bias) => scaled.broadcast_add(&bias.to_dtype(dtype)?)?,
+        None => scaled,
+    };
+    match activation {
+        Activation::None => y,
+        Activation::Gelu => y.gelu()?,
+    }
+    .to_dtype(x.dtype())
 }
 
 pub fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {

@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::{Activation, Kernels, Moments, Packed, Rotation, Stream, Window, for_device};
+use crate::{Activation, Fp8Rows, Kernels, Moments, Packed, Rotation, Stream, Window, for_device};
 
 /// What is told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,6 +149,22 @@ impl Kernels for Profiled {
         let output = self.clock(Operation::Linear, flops, &[x], run)?;
         self.totals().entry(Operation::Linear).or_default().bytes += weight.bytes() as f64;
         Ok(output)
+    }
+
+    fn quantise_rows(&self, x: &Tensor) -> Result<Fp8Rows> {
+        self.inner.quantise_rows(x)
+    }
+
+    fn linear_fp8(
+        &self,
+        x: &Tensor,
+        weight: &Fp8Rows,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let flops = 2.0 * x.elem_count() as f64 * weight.codes.dim(0)? as f64;
+        let inputs = [x, &weight.codes, &weight.scales];
+        self.clock(Operation::Linear, flops, &inputs, |k| k.linear_fp8(x, weight, bias, activation))
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {

@@ -9,7 +9,7 @@ use candle_core::{
     D, DType, Device, Result, Tensor,
     quantized::{GgmlDType, QStorage, QTensor},
 };
-use retouch_kernels::{Activation, Fp8, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device};
+use retouch_kernels::{Activation, Fp8, Fp8Rows, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device};
 
 /// What to compare, and where its tensors are.
 type Place = (String, Device, &'static dyn Kernels);
@@ -152,6 +152,76 @@ fn linear_with_packed_matrices() {
 }
 
 #[test]
+fn rows_become_the_same_8_bit_floats_everywhere() {
+    for (rows, columns) in [(7, 1), (9, 37), (8, 192), (7, 3072)] {
+        // Of every magnitude, and what is none.
+        let exponents = Tensor::arange(0f32, rows as f32, &Device::Cpu).unwrap().reshape((rows, 1)).unwrap();
+        let values = random((rows, columns)).broadcast_mul(&(exponents * 2.0).unwrap().exp().unwrap()).unwrap();
+        let mut values = values.to_vec2::<f32>().unwrap();
+        values[1].fill(0.0);
+        values[2][columns / 2] = f32::NAN;
+        values[3][columns - 1] = f32::NEG_INFINITY;
+        values[4].iter_mut().for_each(|x| *x *= 1e-30);
+        values[5].iter_mut().for_each(|x| *x = if *x > 0.0 { 1e-44 } else { -1e-44 });
+        let values = Tensor::new(values, &Device::Cpu).unwrap();
+        for (place, device, kernels) in everywhere() {
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let x = values.to_dtype(dtype).unwrap();
+                // All rows; views of some rows and of some columns.
+                for (first, column) in [(0, 0), (2, 0), (0, columns / 2)] {
+                    let part = |x: &Tensor| x.narrow(0, first, rows - first)?.narrow(1, column, columns - column);
+                    let expected = Fp8Rows::quantise(&part(&x).unwrap()).unwrap();
+                    let found = kernels.quantise_rows(&part(&x.to_device(&device).unwrap()).unwrap()).unwrap();
+                    let what = format!("{rows}x{columns} from {first},{column} on {place} in {dtype:?}");
+                    let codes = |rows: &Fp8Rows| rows.codes.to_vec2::<u8>().unwrap();
+                    assert_eq!(codes(&found), codes(&expected), "{what}");
+                    let scales = |rows: &Fp8Rows| rows.scales.to_vec1::<f32>().unwrap();
+                    assert_eq!(scales(&found), scales(&expected), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_in_8_bit_floats() {
+    // Whole pieces of 16 and others; more outputs than the CPU widens at a time.
+    for (rows, input, output) in [(1, 16, 16), (70, 128, 96), (33, 64, 2064), (5, 24, 40), (3, 5, 7)] {
+        let inputs = [random((2, rows, input)), random(output)];
+        let weight = Fp8Rows::quantise(&(random((output, input)) * (input as f64).powf(-0.5)).unwrap()).unwrap();
+        let weight_on = |device: &Device| Fp8Rows {
+            codes: weight.codes.to_device(device).unwrap(),
+            scales: weight.scales.to_device(device).unwrap(),
+        };
+        for activation in [Activation::None, Activation::Gelu] {
+            let name = format!("linear in 8-bit floats {rows}x{input}x{output} {activation:?}");
+            agree(&name, 2e-6, &inputs, |k, x| k.linear_fp8(&x[0], &weight_on(x[0].device()), Some(&x[1]), activation));
+            agree(&name, 2e-6, &inputs, |k, x| k.linear_fp8(&x[0], &weight_on(x[0].device()), None, activation));
+        }
+        agree("linear in 8-bit floats of some tokens and outputs", 2e-6, &inputs, |k, x| {
+            let weight = weight_on(x[0].device()).narrow(output / 2..output)?;
+            let bias = x[1].narrow(0, output / 2, output - output / 2)?;
+            k.linear_fp8(&x[0].narrow(1, rows / 2, rows - rows / 2)?, &weight, Some(&bias), Activation::None)
+        });
+        // What is not a number in a token is none in all of its outputs, and in no others.
+        let mut values = inputs[0].to_vec3::<f32>().unwrap();
+        values[1][rows / 2][input / 3] = f32::NAN;
+        let x = Tensor::new(values, &Device::Cpu).unwrap().to_dtype(DType::BF16).unwrap();
+        for (place, device, kernels) in everywhere() {
+            let x = x.to_device(&device).unwrap();
+            let y = kernels.linear_fp8(&x, &weight_on(&device), None, Activation::None).unwrap();
+            let y = y.to_dtype(DType::F32).unwrap().to_vec3::<f32>().unwrap();
+            for (image, tokens) in y.iter().enumerate() {
+                for (token, outputs) in tokens.iter().enumerate() {
+                    let expected = (image, token) == (1, rows / 2);
+                    assert!(outputs.iter().all(|y| y.is_nan() == expected), "{image}, {token} on {place}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn modulated_norm_and_gated_residual() {
     for (tokens, hidden) in [(1, 2), (5, 37), (33, 192), (9, 3072)] {
         // A mean far from 0 shows a variance that loses its precision.
@@ -285,6 +355,15 @@ fn operations_launch_the_kernels_that_there_are() {
     // The product is not a kernel of ours; its GELU is in f32.
     let (rows, weight) = (random((2, 3)), random((4, 3)));
     assert_eq!(launched(&|k| k.linear(&rows, &weight, None, Activation::Gelu)), ["gelu_rows_f32"]);
+    let fp8 = Fp8Rows::quantise(&random((16, 64))).unwrap();
+    let in_fp8 = |k: &dyn Kernels| k.linear_fp8(&x, &fp8, None, Activation::Gelu);
+    assert_eq!(launched(&in_fp8), ["quantise_rows_bf16"]);
+    // A library that does not scale rows leaves that to a kernel.
+    if let Some((_, gpu)) = emulator::gpus().get(1) {
+        let log = gpu.0.logged();
+        in_fp8(&log).unwrap();
+        assert_eq!(log.0.log(), ["quantise_rows_bf16", "scaled_sums_bf16"]);
+    }
     assert_eq!(launched(&|k| k.modulated_norm(&x, &vector, &vector)), ["modulated_norm_bf16"]);
     assert_eq!(launched(&|k| k.gated_residual(&x, &x, &vector)), ["gated_residual_bf16"]);
     assert_eq!(launched(&|k| k.gated_gelu(&x, &x)), ["gated_gelu_bf16"]);
@@ -389,11 +468,14 @@ fn shapes_that_do_not_fit_are_refused() {
         let packed = |columns: usize| {
             Packed::stack(vec![Part::Dense(random(&[4, columns]).to_dtype(DType::BF16).unwrap())]).unwrap()
         };
+        let fp8 = |columns: usize| kernels.quantise_rows(&random(&[4, columns])).unwrap();
         for (what, result) in [
             ("weight", kernels.linear(&x, &random(&[4, 6]), None, Activation::None)),
             ("bias", kernels.linear(&x, &random(&[4, 8]), Some(&three), Activation::None)),
             ("packed weight", kernels.linear_packed(&x, &packed(6), None, Activation::None)),
             ("bias of a packed weight", kernels.linear_packed(&x, &packed(8), Some(&three), Activation::None)),
+            ("8-bit weight", kernels.linear_fp8(&x, &fp8(6), None, Activation::None)),
+            ("bias of an 8-bit weight", kernels.linear_fp8(&x, &fp8(8), Some(&three), Activation::None)),
             ("residual", kernels.gated_residual(&x, &y, &gate)),
             ("shift", kernels.modulated_norm(&x, &shift, &gate)),
             ("value", kernels.gated_gelu(&x, &y)),

@@ -6,11 +6,11 @@ use rayon::prelude::*;
 use super::{
     buffer::zeros,
     matrix::{Matrix, Parallelism, Product, multiply},
-    packed::widen,
+    packed::{widen, widen_fp8},
     simd::{gelu, vectorised},
     view::{Rows, View, narrowed, vector},
 };
-use crate::{Activation, Packed, Part};
+use crate::{Activation, Fp8Rows, Packed, Part};
 
 /// Rows of a narrow weight matrix that are widened at a time: enough for the product to be limited by arithmetic.
 const WEIGHT_ROWS: usize = 1024;
@@ -21,7 +21,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
         return linear_packed(x, &Packed::stack(vec![Part::Dense(weight)])?, bias, activation);
     }
     let (outputs, depth) = weight.dims2()?;
-    by_blocks(x, (outputs, depth), bias, activation, |product| {
+    by_blocks(x, (outputs, depth), bias, activation, x.dtype(), |product| {
         product(0, outputs, View::of(&weight).floats()?);
         Ok(())
     })
@@ -29,7 +29,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
 
 pub fn linear_packed(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
     let (outputs, depth) = (weight.rows(), weight.columns());
-    by_blocks(x, (outputs, depth), bias, activation, |product| {
+    by_blocks(x, (outputs, depth), bias, activation, x.dtype(), |product| {
         // By rows of the whole matrix: a result is the same bit for bit, however the rows lie in parts.
         let mut block = vec![0f32; WEIGHT_ROWS.min(outputs) * depth];
         for first in (0..outputs).step_by(WEIGHT_ROWS) {
@@ -41,13 +41,33 @@ pub fn linear_packed(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, activat
     })
 }
 
+/// The values that 8-bit floats stand for, multiplied in f32: other roundings than of sums that are scaled afterwards, but no
+/// larger ones.
+pub fn linear_fp8(x: &Tensor, weight: &Fp8Rows, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    let (outputs, depth) = weight.codes.dims2()?;
+    let rows = Fp8Rows::quantise(x)?;
+    let mut rounded = vec![0f32; x.elem_count()];
+    widen_fp8(&rows, &mut rounded)?;
+    let rounded = Tensor::from_vec(rounded, x.shape(), x.device())?;
+    by_blocks(&rounded, (outputs, depth), bias, activation, x.dtype(), |product| {
+        let mut block = vec![0f32; WEIGHT_ROWS.min(outputs) * depth];
+        for first in (0..outputs).step_by(WEIGHT_ROWS) {
+            let count = WEIGHT_ROWS.min(outputs - first);
+            widen_fp8(&weight.narrow(first..first + count)?, &mut block[..count * depth])?;
+            product(first, count, &block[..count * depth]);
+        }
+        Ok(())
+    })
+}
+
 /// Computes a layer of `outputs` x `depth` weights, which `weights` hands over in blocks: the first output, the number
-/// of outputs, and their rows.
+/// of outputs, and their rows. The result is in `dtype`.
 fn by_blocks(
     x: &Tensor,
     (outputs, depth): (usize, usize),
     bias: Option<&Tensor>,
     activation: Activation,
+    dtype: DType,
     weights: impl FnOnce(&mut dyn FnMut(usize, usize, &[f32])) -> Result<()>,
 ) -> Result<Tensor> {
     if x.dim(D::Minus1)? != depth {
@@ -86,5 +106,5 @@ fn by_blocks(
     }
     let mut shape = x.dims().to_vec();
     shape[x.rank() - 1] = outputs;
-    narrowed(y, shape, x.dtype())
+    narrowed(y, shape, dtype)
 }

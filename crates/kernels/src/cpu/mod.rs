@@ -17,7 +17,7 @@ mod view;
 
 use candle_core::{Result, Tensor};
 
-use crate::{Activation, Kernels, Moments, Packed, Rotation, Stream, Window};
+use crate::{Activation, Fp8Rows, Kernels, Moments, Packed, Rotation, Stream, Window};
 
 #[derive(Debug)]
 pub struct Cpu;
@@ -35,6 +35,16 @@ impl Kernels for Cpu {
         activation: Activation,
     ) -> Result<Tensor> {
         linear::linear_packed(x, weight, bias, activation)
+    }
+
+    fn linear_fp8(
+        &self,
+        x: &Tensor,
+        weight: &Fp8Rows,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        linear::linear_fp8(x, weight, bias, activation)
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {

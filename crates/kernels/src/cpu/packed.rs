@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{
-    CpuStorage, Result, Storage, Tensor, bail,
+    CpuStorage, D, Result, Storage, Tensor, bail,
     quantized::{
         GgmlDType, GgmlType, QTensor,
         k_quants::{
@@ -14,7 +14,7 @@ use candle_core::{
 use rayon::prelude::*;
 
 use super::view::{CHUNK, widen as widen_halves};
-use crate::{Fp8, Packed, Part};
+use crate::{Fp8, Fp8Rows, Packed, Part};
 
 /// Writes all of its rows to `wide`.
 pub fn widen(packed: &Packed, wide: &mut [f32]) -> Result<()> {
@@ -39,6 +39,20 @@ fn on_storage(x: &Tensor, f: impl FnOnce(&CpuStorage, usize) -> Result<()>) -> R
         bail!("a CPU kernel was given a packed weight that is not contiguous")
     }
     f(storage, layout.start_offset())
+}
+
+/// Writes the values of rows of 8-bit floats to `wide`.
+pub fn widen_fp8(rows: &Fp8Rows, wide: &mut [f32]) -> Result<()> {
+    let (table, columns) = (Fp8Rows::FORMAT.table(1.0), rows.codes.dim(D::Minus1)?);
+    let scales = rows.scales.flatten_all()?.to_vec1::<f32>()?;
+    on_storage(&rows.codes, |storage, start| {
+        let codes = &storage.as_slice::<u8>()?[start..start + wide.len()];
+        let rows = wide.par_chunks_mut(columns.max(1)).zip(codes.par_chunks(columns.max(1)));
+        rows.zip(&scales).for_each(|((wide, codes), scale)| {
+            wide.iter_mut().zip(codes).for_each(|(wide, &code)| *wide = table[usize::from(code)] * scale);
+        });
+        Ok(())
+    })
 }
 
 fn widen_codes(codes: &Tensor, format: Fp8, scale: f32, wide: &mut [f32]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Matrix products by cublasLt, which adds the bias and takes the GELU (its tanh form) as it writes.
+//! Matrix products by cublasLt, which scales rows of 8-bit floats, adds the bias and takes the GELU (its tanh form) as it writes.
 
 use std::{
     collections::HashMap,
@@ -31,11 +31,16 @@ use super::{
 /// What an algorithm may take for itself: NVIDIA's recommendation for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
+/// Whether this toolkit's cublasLt knows of scales for each row of both matrices (since 12.9, for 9.0 alone).
+const OUTER_SCALES: bool = cfg!(outer_scales);
+
 /// All that decides how a product is best computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     product: Product,
     bias: bool,
+    /// Whether rows have scales.
+    scales: bool,
     tf32: bool,
     /// Of the weight, `x`, the result and the bias, in bytes.
     alignments: [u32; 4],
@@ -62,7 +67,8 @@ unsafe impl Sync for Handle {}
 impl Blas {
     /// Writes the product; false if cublasLt has no algorithm for it.
     pub fn multiply(&self, gpu: &impl Gpu, product: Product, of: Operands<'_>) -> Result<bool> {
-        let stream = stream([of.x, of.weight, of.y].into_iter().chain(of.bias))?;
+        let scales = of.scales.map(|scales| [scales.weight, scales.x]);
+        let stream = stream([of.x, of.weight, of.y].into_iter().chain(of.bias).chain(scales.into_iter().flatten()))?;
         stream.context().bind_to_thread().w()?;
         let addresses = [
             gpu.address(of.weight)?,
@@ -70,16 +76,24 @@ impl Blas {
             gpu.address(of.y)?,
             of.bias.map(|bias| gpu.address(bias)).transpose()?.unwrap_or(0),
         ];
+        let scales = match scales {
+            Some([weight, x]) => Some([gpu.address(weight)?, gpu.address(x)?]),
+            None => None,
+        };
+        if scales.is_some_and(|scales| !OUTER_SCALES || scales.iter().any(|scale| !scale.is_multiple_of(16))) {
+            return Ok(false);
+        }
         let key = Key {
             product,
             bias: of.bias.is_some(),
+            scales: scales.is_some(),
             tf32: gemm_reduced_precision_f32(),
             // 256 is what cublasLt assumes at best, and what an allocation has; no bias does not lower it.
             alignments: addresses.map(|address| if address == 0 { 256 } else { 1 << address.trailing_zeros().min(8) }),
         };
         let [weight_address, x_address, y_address, bias_address] = addresses;
         let handle = self.handle()?;
-        let plan = Plan::new(key, bias_address).map_err(failed)?;
+        let plan = Plan::new(key, bias_address, scales).map_err(failed)?;
         let Some((algorithm, workspace)) = self.algorithm(handle, key, &plan) else { return Ok(false) };
         // Of its own for each product, from the pool: threads do not share it.
         // SAFETY: written before it is read, by cublasLt.
@@ -142,16 +156,25 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(Key { product: p, bias: with_bias, tf32, .. }: Key, bias: u64) -> std::result::Result<Self, CublasError> {
+    /// `scales` are the addresses of those of weight and `x`.
+    fn new(
+        Key { product: p, bias: with_bias, tf32, .. }: Key,
+        bias: u64,
+        scales: Option<[u64; 2]>,
+    ) -> std::result::Result<Self, CublasError> {
         use sys::{
             cublasComputeType_t as Compute, cublasLtEpilogue_t as Epilogue,
             cublasLtMatmulDescAttributes_t as Attribute, cudaDataType as Type,
         };
-        let (number, compute) = match p.dtype {
-            DType::BF16 => (Type::CUDA_R_16BF, Compute::CUBLAS_COMPUTE_32F),
-            DType::F16 => (Type::CUDA_R_16F, Compute::CUBLAS_COMPUTE_32F),
-            _ if tf32 => (Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F_FAST_TF32),
-            _ => (Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
+        let number = |dtype| match dtype {
+            DType::U8 => Type::CUDA_R_8F_E4M3,
+            DType::BF16 => Type::CUDA_R_16BF,
+            DType::F16 => Type::CUDA_R_16F,
+            _ => Type::CUDA_R_32F,
+        };
+        let compute = match p.dtype {
+            DType::F32 if tf32 => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
+            _ => Compute::CUBLAS_COMPUTE_32F,
         };
         let epilogue = match (with_bias, p.gelu) {
             (false, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
@@ -170,15 +193,33 @@ impl Plan {
                 set(&product, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, result::set_matmul_desc_attribute)?;
             }
         }
-        let layout = |length: usize, count: usize, stride: usize| {
-            let handle = result::create_matrix_layout(number, length as u64, count as u64, stride as i64)?;
+        #[cfg(outer_scales)]
+        if let Some([weight, x]) = &scales {
+            let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+            // SAFETY: each attribute with a value of its type.
+            unsafe {
+                for (attribute, address) in [
+                    (Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, weight),
+                    (Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x),
+                ] {
+                    set(&product, attribute, address, result::set_matmul_desc_attribute)?;
+                }
+                for attribute in
+                    [Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE]
+                {
+                    set(&product, attribute, &mode, result::set_matmul_desc_attribute)?;
+                }
+            }
+        }
+        let layout = |dtype: DType, length: usize, count: usize, stride: usize| {
+            let handle = result::create_matrix_layout(number(dtype), length as u64, count as u64, stride as i64)?;
             Ok(Owned { handle, destroy: result::destroy_matrix_layout })
         };
         Ok(Self {
             product,
-            weight: layout(p.depth, p.outputs, p.weight_stride)?,
-            x: layout(p.depth, p.rows, p.x_stride)?,
-            y: layout(p.outputs, p.rows, p.outputs)?,
+            weight: layout(p.dtype, p.depth, p.outputs, p.weight_stride)?,
+            x: layout(p.dtype, p.depth, p.rows, p.x_stride)?,
+            y: layout(p.result, p.outputs, p.rows, p.outputs)?,
         })
     }
 

@@ -57,6 +57,13 @@ pub fn open(ordinal: usize) -> std::result::Result<Device, String> {
     Ok(Device::Cuda(device))
 }
 
+/// Whether a GPU multiplies 8-bit floats; an error is one sentence that says what to do.
+pub fn check_fp8(device: &CudaDevice) -> std::result::Result<(), String> {
+    let context = device.cuda_stream().context().clone();
+    let capability = context.compute_capability().map_err(|e| e.to_string())?;
+    requirements::check_fp8(&context.name().unwrap_or_else(|_| "the GPU".into()), capability)
+}
+
 const NO_SUCH_GPU: DriverError = DriverError(sys::CUresult::CUDA_ERROR_INVALID_DEVICE);
 
 fn not_opened(ordinal: usize, error: DriverError) -> String {
@@ -200,7 +207,8 @@ impl Gpu for Card {
             DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
             DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
             DType::F16 => storage.as_cuda_slice::<f16>()?.device_ptr(&stream).0,
-            other => bail!("a CUDA kernel was given {other:?}; it takes f32, bf16 and f16"),
+            DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,
+            other => bail!("a CUDA kernel was given {other:?}; it takes f32, bf16, f16 and 8-bit floats as u8"),
         };
         Ok(start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64)
     }

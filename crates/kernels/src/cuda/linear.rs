@@ -7,7 +7,10 @@ use super::{Gpu, pointwise, rows::View, wide};
 /// `y = x W^T + b`, and its GELU (tanh form) if asked for. Strides are distances of rows in elements; those of `y` touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Product {
+    /// Of `x` and `W`; u8 are 8-bit floats of 4 bits of exponent.
     pub dtype: DType,
+    /// Of `y` and `b`.
+    pub result: DType,
     /// Of `x` and `y`.
     pub rows: usize,
     /// Rows of `W`, columns of `y`.
@@ -25,8 +28,17 @@ pub struct Operands<'a> {
     pub x: &'a Tensor,
     pub weight: &'a Tensor,
     pub bias: Option<&'a Tensor>,
+    /// Of 8-bit floats; none are ones.
+    pub scales: Option<Scales<'a>>,
     /// To be written.
     pub y: &'a Tensor,
+}
+
+/// What each row of `x` and `W` is multiplied by, in f32.
+#[derive(Debug, Clone, Copy)]
+pub struct Scales<'a> {
+    pub x: &'a Tensor,
+    pub weight: &'a Tensor,
 }
 
 /// None if shapes do not fit, or if the library does not compute such a product.
@@ -53,8 +65,10 @@ pub fn linear(
     // cublasLt does not say how exact its GELU is: in f32 one of our own follows.
     let own_gelu = gelu && dtype == DType::F32;
     let rows = x.elem_count() / depth;
-    let product = Product { dtype, rows, outputs, depth, x_stride, weight_stride, gelu: gelu && !own_gelu };
-    if !gpu.multiply(product, Operands { x: &x, weight: &weight, bias: bias.as_ref(), y: &y })? {
+    let gelu = gelu && !own_gelu;
+    let product = Product { dtype, result: dtype, rows, outputs, depth, x_stride, weight_stride, gelu };
+    let operands = Operands { x: &x, weight: &weight, bias: bias.as_ref(), scales: None, y: &y };
+    if !gpu.multiply(product, operands)? {
         return Ok(None);
     }
     Ok(Some(if own_gelu { pointwise::gelu(gpu, &y)? } else { y }))

@@ -13,6 +13,7 @@ mod conv;
 mod cublaslt;
 #[cfg(feature = "cuda")]
 mod device;
+mod fp8;
 mod group_norm;
 mod heads;
 mod linear;
@@ -30,9 +31,11 @@ use candle_core::{DType, Device, Result, Shape, Tensor};
 pub(crate) use device::kernels;
 #[cfg(feature = "cuda")]
 pub use device::{open, out_of_memory};
-pub use linear::{Operands, Product};
+#[cfg(feature = "cuda")]
+pub(crate) use device::check_fp8;
+pub use linear::{Operands, Product, Scales};
 
-use crate::{Activation, Kernels, Packed, Rotation, Stream, Window, portable};
+use crate::{Activation, Fp8Rows, Kernels, Packed, Rotation, Stream, Window, portable};
 
 /// What the operations run on.
 pub trait Gpu: Debug + Send + Sync {
@@ -107,6 +110,21 @@ impl<G: Gpu> Kernels for Cuda<G> {
         activation: Activation,
     ) -> Result<Tensor> {
         portable::in_runs(x, weight, bias, |x, weight, bias| self.linear(x, weight, bias, activation))
+    }
+
+    fn quantise_rows(&self, x: &Tensor) -> Result<Fp8Rows> {
+        fp8::quantise_rows(&self.0, x)?.map_or_else(|| Fp8Rows::quantise(x), Ok)
+    }
+
+    fn linear_fp8(
+        &self,
+        x: &Tensor,
+        weight: &Fp8Rows,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let y = fp8::linear(&self.0, x, weight, bias, activation == Activation::Gelu)?;
+        y.map_or_else(|| portable::linear_fp8(x, weight, bias, activation), Ok)
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {

@@ -3,6 +3,9 @@
 /// The oldest generation with tensor cores for bf16 and asynchronous copies.
 pub const OLDEST: (i32, i32) = (8, 0);
 
+/// The oldest generation whose tensor cores take 8-bit floats.
+const OLDEST_WITH_FP8: (i32, i32) = (8, 9);
+
 /// Whether a driver takes the PTX of the toolkit `built_with`; `version` as the driver says it: 13000 is 13.0.
 pub fn check_driver(version: i32, built_with: &str) -> Result<(), String> {
     let here = (version / 1000, version % 1000 / 10);
@@ -37,6 +40,17 @@ pub fn check_capability(name: &str, (major, minor): (i32, i32), built_for: Optio
     }
 }
 
+/// Whether `name` multiplies 8-bit floats.
+pub fn check_fp8(name: &str, (major, minor): (i32, i32)) -> Result<(), String> {
+    if (major, minor) >= OLDEST_WITH_FP8 {
+        return Ok(());
+    }
+    Err(format!(
+        "{name} has compute capability {major}.{minor}, and products of 8-bit floats need 8.9 (RTX 40, H100) or newer; use \
+         --dtype bf16, with --quantize fp8_scaled to hold weights in 8 bits"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +60,13 @@ mod tests {
         assert!(check_driver(13000, "13.0").is_ok() && check_driver(13010, "12.8").is_ok());
         let error = check_driver(12080, "13.0").unwrap_err();
         assert!(error.contains("CUDA 12.8") && error.contains("CUDA 13.0"), "{error}");
+    }
+
+    #[test]
+    fn a_gpu_without_8_bit_floats_is_refused_with_what_to_do() {
+        assert!(check_fp8("it", (8, 9)).is_ok() && check_fp8("it", (9, 0)).is_ok() && check_fp8("it", (12, 0)).is_ok());
+        let refusal = check_fp8("NVIDIA A100", (8, 0)).unwrap_err();
+        assert!(refusal.contains("NVIDIA A100 has compute capability 8.0") && refusal.contains("--dtype bf16"));
     }
 
     #[test]

@@ -74,6 +74,22 @@ template <> inline f16 narrow(float x) {
     return {uint16_t(sign | ((uint32_t(unit + 24) << 10) + units))};
 }
 
+// 8 bits, 4 of them exponent, no infinity: what is beyond the largest becomes that.
+struct e4m3 {
+    uint8_t bits;
+};
+template <> inline e4m3 narrow(float x) {
+    const uint8_t sign = as_bits(x) >> 24 & 0x80;
+    const float size = std::fabs(x);
+    if (std::isnan(x)) return {0x7f};
+    if (size >= 448.f) return {uint8_t(sign | 0x7e)};
+    int exponent = -9;
+    if (size > 0.f) std::frexp(size, &exponent);
+    const int unit = exponent - 4 > -9 ? exponent - 4 : -9; // as for f16, with 4 bits
+    const uint32_t units = uint32_t(std::nearbyint(std::ldexp(size, -unit)));
+    return {uint8_t(sign | ((uint32_t(unit + 9) << 3) + units))};
+}
+
 void check_access(const void* p, size_t bytes, bool write);
 
 template <typename P> P fetch(const P* from) {

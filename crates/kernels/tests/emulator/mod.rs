@@ -11,14 +11,17 @@ use std::{
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
 use libloading::Library;
-use retouch_kernels::cuda::{Cuda, Gpu, Launch, Operands, Params, Product};
+use retouch_kernels::{
+    Fp8,
+    cuda::{Cuda, Gpu, Launch, Operands, Params, Product},
+};
 
 /// The emulated GPUs: one with an H100's shared memory, one with an RTX 40's. None where there is no compiler.
 pub fn gpus() -> &'static [(&'static str, Cuda<Emulator>)] {
     static GPUS: OnceLock<Vec<(&str, Cuda<Emulator>)>> = OnceLock::new();
     GPUS.get_or_init(|| match library() {
-        Ok(library) => [("emulated H100", 228 << 10), ("emulated RTX 40", 100 << 10)]
-            .map(|(name, shared_memory)| (name, Cuda(Emulator { library, shared_memory, log: None })))
+        Ok(library) => [("emulated H100", 228 << 10, true), ("emulated RTX 40", 100 << 10, false)]
+            .map(|(name, shared_memory, scales)| (name, Cuda(Emulator { library, shared_memory, scales, log: None })))
             .into(),
         // Not `eprintln!`, which is shown of failed tests only.
         Err(reason) => {
@@ -56,6 +59,8 @@ fn library() -> std::result::Result<&'static Library, String> {
 pub struct Emulator {
     library: &'static Library,
     shared_memory: usize,
+    /// Whether its library scales rows of 8-bit floats.
+    scales: bool,
     /// Names of the kernels that were launched, if asked for.
     log: Option<Mutex<Vec<String>>>,
 }
@@ -99,8 +104,11 @@ impl Gpu for Emulator {
         Ok(whole(storage).start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64)
     }
 
-    /// NaN, so that what a kernel does not write is found.
+    /// NaN, so that what a kernel does not write is found; of 8-bit floats too.
     fn uninitialised(&self, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+        if dtype == DType::U8 {
+            return Tensor::full(0x7f_u8, shape, device)?.force_contiguous();
+        }
         Tensor::full(f32::NAN, shape, device)?.to_dtype(dtype)?.force_contiguous()
     }
 
@@ -145,17 +153,27 @@ impl Gpu for Emulator {
 
     /// Of cublasLt only what is asked of it: the product that strides and addresses describe.
     fn multiply(&self, product: Product, of: Operands<'_>) -> Result<bool> {
+        if of.scales.is_some() && !self.scales {
+            return Ok(false);
+        }
+        let scales = |scales: Option<&Tensor>, count: usize| match scales {
+            Some(scales) => elements(scales, 1, 0, count),
+            None => vec![1.0; count],
+        };
+        let x_scales = scales(of.scales.map(|scales| scales.x), product.rows);
+        let weight_scales = scales(of.scales.map(|scales| scales.weight), product.outputs);
         let x = elements(of.x, product.rows, product.x_stride, product.depth);
         let weight = elements(of.weight, product.outputs, product.weight_stride, product.depth);
         let bias = of.bias.map_or(vec![0.0; product.outputs], |bias| elements(bias, 1, 0, product.outputs));
         let mut sums = Vec::with_capacity(product.rows * product.outputs);
-        for x in x.chunks(product.depth) {
-            for (weight, bias) in weight.chunks(product.depth).zip(&bias) {
-                sums.push(bias + x.iter().zip(weight).map(|(x, w)| x * w).sum::<f64>());
+        for (x, x_scale) in x.chunks(product.depth).zip(&x_scales) {
+            for ((weight, bias), weight_scale) in weight.chunks(product.depth).zip(&bias).zip(&weight_scales) {
+                let sum: f64 = x.iter().zip(weight).map(|(x, w)| x * w).sum();
+                sums.push(bias + sum * x_scale * weight_scale);
             }
         }
         let y = Tensor::from_vec(sums, of.y.shape(), &Device::Cpu)?;
-        of.y.slice_set(&(if product.gelu { y.gelu()? } else { y }).to_dtype(product.dtype)?, 0, 0)?;
+        of.y.slice_set(&(if product.gelu { y.gelu()? } else { y }).to_dtype(product.result)?, 0, 0)?;
         Ok(true)
     }
 }
@@ -168,6 +186,7 @@ fn elements(x: &Tensor, rows: usize, stride: usize, columns: usize) -> Vec<f64> 
         CpuStorage::F32(x) => f64::from(x[i]),
         CpuStorage::BF16(x) => x[i].to_f64(),
         CpuStorage::F16(x) => x[i].to_f64(),
+        CpuStorage::U8(x) => f64::from(Fp8::E4m3.value(x[i])),
         _ => panic!("no dtype of the kernels"),
     };
     let start = |row| layout.start_offset() + row * stride;
@@ -180,6 +199,7 @@ fn whole(storage: &CpuStorage) -> Range {
         CpuStorage::F32(x) => (x.as_ptr() as u64, size_of_val(x.as_slice())),
         CpuStorage::BF16(x) => (x.as_ptr() as u64, size_of_val(x.as_slice())),
         CpuStorage::F16(x) => (x.as_ptr() as u64, size_of_val(x.as_slice())),
+        CpuStorage::U8(x) => (x.as_ptr() as u64, size_of_val(x.as_slice())),
         _ => panic!("no dtype of the kernels"),
     };
     Range { start, bytes: bytes as u64, writable: 0 }

@@ -11,9 +11,15 @@
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 using bf16 = __nv_bfloat16;
 using f16 = __half;
+
+// 8 bits, 4 of them exponent.
+struct e4m3 {
+    __nv_fp8_storage_t bits;
+};
 
 __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(bf16 x) { return __bfloat162float(x); }
@@ -23,6 +29,7 @@ template <typename T> __device__ T narrow(float x);
 template <> __device__ inline float narrow(float x) { return x; }
 template <> __device__ inline bf16 narrow(float x) { return __float2bfloat16_rn(x); }
 template <> __device__ inline f16 narrow(float x) { return __float2half_rn(x); }
+template <> __device__ inline e4m3 narrow(float x) { return {__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)}; }
 
 template <typename P> __device__ P fetch(const P* from) { return *from; }
 template <typename P> __device__ void put(P* to, P value) { __stwb(to, value); } // one store, which `=` of a uint4 need not be
@@ -50,6 +57,9 @@ template <typename T, int N> struct alignas(N * sizeof(T)) Pack {
 
 // A pack's bits.
 template <int BYTES> struct Bits;
+template <> struct Bits<1> {
+    using Type = uint8_t;
+};
 template <> struct Bits<2> {
     using Type = uint16_t;
 };
@@ -108,16 +118,21 @@ __device__ inline float lanes_sum(float x, int lanes) {
     return x;
 }
 
+// What `join` makes of the x of all of the block's threads, in each of them.
+template <int THREADS, typename F> __device__ float block_join(float x, F join) {
+    __shared__ float joined[THREADS / 32];
+    for (int distance = 16; distance > 0; distance /= 2) x = join(x, __shfl_xor_sync(0xffffffffu, x, distance));
+    __syncthreads(); // all have read what a call before this one left in `joined`
+    if (threadIdx.x % 32 == 0) joined[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = joined[0];
+    for (int i = 1; i < THREADS / 32; ++i) x = join(x, joined[i]);
+    return x;
+}
+
 // The sum over the block, in each of its threads.
 template <int THREADS> __device__ float block_sum(float x) {
-    __shared__ float sums[THREADS / 32];
-    x = lanes_sum(x, 32);
-    __syncthreads(); // all have read what a call before this one left in `sums`
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
-    __syncthreads();
-    float sum = 0.f;
-    for (int i = 0; i < THREADS / 32; ++i) sum += sums[i];
-    return sum;
+    return block_join<THREADS>(x, [](float a, float b) { return a + b; });
 }
 
 // x/2 (1 + tanh(z)) with z = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + e^(-2z)).
