@@ -28,7 +28,10 @@ impl Fp8Rows {
         let rows = codes.par_chunks_mut(columns.max(1)).zip(values.par_chunks(columns.max(1)));
         let scales: Vec<f32> = rows.map(|(codes, row)| quantise_row(row, codes)).collect();
         let shape = &x.dims()[..x.rank() - 1];
-        Ok(Self { codes: Tensor::from_vec(codes, x.shape(), device)?, scales: Tensor::from_vec(scales, shape, device)? })
+        Ok(Self {
+            codes: Tensor::from_vec(codes, x.shape(), device)?,
+            scales: Tensor::from_vec(scales, shape, device)?,
+        })
     }
 
     /// Rows of other matrices of the same number of columns, one after the other.

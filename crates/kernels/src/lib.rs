@@ -210,7 +210,10 @@ pub fn check_fp8(device: &Device) -> std::result::Result<(), String> {
         Device::Cpu => Ok(()),
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => cuda::check_fp8(device),
-        _ => Err("it has no products of 8-bit floats; use --dtype bf16, with --quantize q8_0 to hold weights in 8 bits".into()),
+        _ => {
+            Err("it has no products of 8-bit floats; use --dtype bf16, with --quantize q8_0 to hold weights in 8 bits"
+                .into())
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use candle_core::{
     D, DType, Device, Result, Tensor,
     quantized::{GgmlDType, QStorage, QTensor},
 };
-use retouch_kernels::{Activation, Fp8, Fp8Rows, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device};
+use retouch_kernels::{
+    Activation, Fp8, Fp8Rows, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device,
+};
 
 /// What to compare, and where its tensors are.
 type Place = (String, Device, &'static dyn Kernels);

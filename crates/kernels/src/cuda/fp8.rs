@@ -3,7 +3,8 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::{
-    Gpu, Launch, MOST_BLOCKS, Operands, Params, Product, linear::Scales,
+    Gpu, Launch, MOST_BLOCKS, Operands, Params, Product,
+    linear::Scales,
     rows::{Rows, View},
     wide,
 };

@@ -28,11 +28,11 @@ use std::fmt::Debug;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
 #[cfg(feature = "cuda")]
+pub(crate) use device::check_fp8;
+#[cfg(feature = "cuda")]
 pub(crate) use device::kernels;
 #[cfg(feature = "cuda")]
 pub use device::{open, out_of_memory};
-#[cfg(feature = "cuda")]
-pub(crate) use device::check_fp8;
 pub use linear::{Operands, Product, Scales};
 
 use crate::{Activation, Fp8Rows, Kernels, Packed, Rotation, Stream, Window, portable};
