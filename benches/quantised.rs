@@ -1,7 +1,8 @@
 //! What each type of weights costs and keeps: its size, the error of a matrix and of a transformer's step, and the time of a
 //! linear layer beside dense ones, at FLUX.1's width; and an edit of nano-kontext beside the one with all bits.
 //!
-//! `cargo bench --bench quantised` prints a table in some minutes. The wide transformer has one block of each kind and random
+//! `cargo bench --bench quantised` prints two tables in some minutes; `-- fp8` only the second, of products of 8-bit floats
+//! beside bf16. The wide transformer has one block of each kind and random
 //! weights, normally distributed times a factor that is itself spread (the logarithm's standard deviation is 0.4), which makes
 //! tails as heavy as trained weights have; no trained weights of that width are at hand.
 
@@ -9,7 +10,7 @@ use std::{collections::HashMap, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
 use retouch::{
-    EditRequest, Engine, EngineOptions, ModelSource, NoProgress, Seeds, Silent, Target, image,
+    EditRequest, Engine, EngineOptions, ModelSource, NoProgress, Precision, Seeds, Silent, Target, image,
     weights::{Component, Linear, Matrix, ModelFile, Store, Weights, naming::flux},
 };
 use retouch_flow::{FluxConfig, FluxTransformer, ModulationTable, tokens};
@@ -25,10 +26,43 @@ const TOKENS: [usize; 2] = [64, 320];
 const MATRIX: &str = "double_blocks.0.img_mlp.0";
 
 fn main() {
-    let wide = Wide::new();
-    let nano = Nano::new();
+    let (wide, nano) = (Wide::new(), Nano::new());
+    if !std::env::args().any(|argument| argument == "fp8") {
+        types(&wide, &nano);
+    }
+    products(&wide, &nano);
+}
+
+/// bf16, and fp8's bf16 with products of 8-bit floats, beside f32 and each other.
+fn products(wide: &Wide, nano: &Nano) {
+    println!("| computed in | beside | step error | nano step error | nano latents PSNR | nano image PSNR |");
+    println!("|---|---|---|---|---|---|");
+    let step = |dtype: DType, fp8: bool| {
+        let weights = wide.weights.with_dtype(dtype);
+        wide.velocity_of(&if fp8 { weights.in_fp8() } else { weights })
+    };
+    let edit = |precision| nano.edit(EngineOptions { precision: Some(precision), ..Default::default() });
+    let steps = [step(DType::F32, false), step(DType::BF16, false), step(DType::BF16, true)];
+    let edits = [Precision::F32, Precision::Bf16, Precision::Fp8].map(edit);
+    let names = ["f32", "bf16", "fp8"];
+    for (found, beside) in [(1, 0), (2, 0), (2, 1)] {
+        let (edit, own) = (&edits[found], &edits[beside]);
+        println!(
+            "| {} | {} | {:.2} % | {:.2} % | {:.1} dB | {:.1} dB |",
+            names[found],
+            names[beside],
+            100.0 * error(&steps[beside], &steps[found]),
+            100.0 * error(&own["velocity.0"], &edit["velocity.0"]),
+            psnr(&own["latents"], &edit["latents"]),
+            psnr(&own["image"], &edit["image"]),
+        );
+    }
+}
+
+fn types(wide: &Wide, nano: &Nano) {
+    let quantised = |quantize| EngineOptions { quantize, ..Default::default() };
     let exact = wide.velocity(None);
-    let own = nano.edit(None);
+    let own = nano.edit(quantised(None));
     println!(
         "| type | bits | matrix error | step error | {} tokens | {} tokens | nano step error | nano latents PSNR | nano image PSNR |",
         TOKENS[0], TOKENS[1]
@@ -44,7 +78,7 @@ fn main() {
         let (bits, matrix) = wide.matrix_error(&weights);
         let step = error(&exact, &wide.velocity(Some(target)));
         let [few, many] = wide.layer_seconds(&weights);
-        let edit = nano.edit(Some(target));
+        let edit = nano.edit(quantised(Some(target)));
         println!(
             "| {name} | {bits:.2} | {:.2} % | {:.2} % | {:.2} x | {:.2} x | {:.2} % | {:.1} dB | {:.1} dB |",
             100.0 * matrix,
@@ -127,9 +161,13 @@ impl Wide {
             Some(target) => self.weights.clone().quantised(Component::Transformer, target),
             None => self.weights.clone(),
         };
-        let pooled = noise(&[1, self.config.pooled_projection_dim]);
-        let modulation = ModulationTable::compute(&weights, &self.config, &[500.0], 2.5, &pooled).unwrap();
-        let transformer = FluxTransformer::load(&weights, &self.config).unwrap();
+        self.velocity_of(&weights)
+    }
+
+    fn velocity_of(&self, weights: &Weights) -> Tensor {
+        let pooled = noise(&[1, self.config.pooled_projection_dim]).to_dtype(weights.dtype()).unwrap();
+        let modulation = ModulationTable::compute(weights, &self.config, &[500.0], 2.5, &pooled).unwrap();
+        let transformer = FluxTransformer::load(weights, &self.config).unwrap();
         let side = PIXELS / 16;
         let latents = tokens::pack(&noise(&[1, 16, 2 * side, 2 * side])).unwrap();
         let text = noise(&[1, TEXT_TOKENS, self.config.joint_attention_dim]);
@@ -213,8 +251,7 @@ impl Nano {
         Self(EditRequest { prompt, image: Some(picture), seeds, ..Default::default() })
     }
 
-    fn edit(&self, quantize: Option<Target>) -> std::collections::BTreeMap<String, Tensor> {
-        let options = EngineOptions { quantize, ..Default::default() };
+    fn edit(&self, options: EngineOptions) -> std::collections::BTreeMap<String, Tensor> {
         let mut engine = Engine::open(&ModelSource::default(), options, &mut NoProgress).unwrap();
         engine.edit_traced(&self.0, &mut Silent).unwrap().1.tensors().unwrap()
     }

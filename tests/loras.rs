@@ -184,6 +184,7 @@ fn loras_round_no_worse_than_the_weights_do() {
         ("bf16", 1.5, options(Precision::Bf16, true)),
         ("q8_0", 4.0, quantised(Target::Blocks(GgmlDType::Q8_0))),
         ("fp8", 4.0, quantised(Target::Fp8Scaled)),
+        ("products of fp8", 4.0, options(Precision::Fp8, true)),
     ] {
         let mut engine = Engine::open(&tiny_model(), options, &mut NoProgress).unwrap();
         let own = distance(&run(&mut engine, &[]), &of(&expected, "none"));

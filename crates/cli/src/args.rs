@@ -230,8 +230,9 @@ pub struct RunArgs {
     /// auto, cpu, cuda, cuda:N or metal [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Precision of the computation: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_name = "DTYPE")]
+    /// Precision of the computation: f32, bf16, f16 or fp8, which is bf16 but for the products of the transformer's blocks: 8-bit
+    /// floats, faster on GPUs that have them and slow on the CPU [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, visible_alias = "precision", value_name = "DTYPE")]
     pub dtype: Option<Precision>,
     /// Hold the large matrices of the transformer and of T5 in fewer bits: a type of `retouch convert`. Reading the model takes
     /// longer then; a converted file does not
@@ -307,8 +308,9 @@ pub struct PlanRunArgs {
     /// auto, cpu, cuda, cuda:N or metal; need not be here if --vram-limit says how much memory it has [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Precision of the computation: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_name = "DTYPE")]
+    /// Precision of the computation: f32, bf16, f16 or fp8, which is bf16 but for the products of the transformer's blocks: 8-bit
+    /// floats, faster on GPUs that have them and slow on the CPU [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, visible_alias = "precision", value_name = "DTYPE")]
     pub dtype: Option<Precision>,
     /// Plan for a model that stays in memory between images
     #[arg(long)]
@@ -414,6 +416,7 @@ mod tests {
             "retouch edit photo.jpg bluer --seed 1,2 --seed 3 --steps 8 --guidance 2.5 --width 512 --height 512",
             "retouch edit photo.jpg bluer --size diffusers --reference-size keep --negative-prompt red --true-cfg 2",
             "retouch edit photo.jpg bluer --aspect-ratio 16:9 --reference-size 640x480 --device cuda:1 --dtype bf16",
+            "retouch edit photo.jpg bluer --precision fp8",
             "retouch edit --from edited.png",
             "retouch edit --from edited.png photo.jpg redder",
             "retouch edit --batch jobs.jsonl --keep-loaded -q",
@@ -444,7 +447,7 @@ mod tests {
             ("retouch edit photo.jpg bluer -q -v", ArgumentConflict),
             ("retouch edit photo.jpg bluer --format gif", ValueValidation),
             ("retouch edit photo.jpg bluer --device tpu", ValueValidation),
-            ("retouch edit photo.jpg bluer --dtype f8", ValueValidation),
+            ("retouch edit photo.jpg bluer --precision f8", ValueValidation),
             ("retouch edit photo.jpg bluer --aspect-ratio 16", ValueValidation),
             ("retouch edit photo.jpg bluer --reference-size small", ValueValidation),
             ("retouch edit photo.jpg bluer --seed x", ValueValidation),

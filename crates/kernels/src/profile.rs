@@ -77,20 +77,28 @@ impl Profiled {
     }
 
     /// The fastest that this device multiplies matrices in `dtype`, in floating-point operations per second: the best of
-    /// several linear layers of FLUX.1's width.
-    pub fn peak_flops(&self, dtype: DType) -> Result<f64> {
+    /// several linear layers of FLUX.1's width; with `fp8` also of those in 8-bit floats.
+    pub fn peak_flops(&self, dtype: DType, fp8: bool) -> Result<f64> {
         const WIDTH: usize = 3072;
         // A GPU needs a long one to be at its best; the CPU's cores would be at it for seconds.
         let rows = if self.device.is_cpu() { 1024 } else { 8192 };
         let x = Tensor::zeros((rows, WIDTH), dtype, &self.device)?;
         let weight = Tensor::zeros((WIDTH, WIDTH), dtype, &self.device)?;
+        let rounded = if fp8 { Some(self.inner.quantise_rows(&weight)?) } else { None };
         let mut best = f64::INFINITY;
-        for _ in 0..5 {
+        let mut measure = |run: &dyn Fn() -> Result<Tensor>| -> Result<()> {
             self.device.synchronize()?;
             let start = Instant::now();
-            self.inner.linear(&x, &weight, None, Activation::None)?;
+            run()?;
             self.device.synchronize()?;
             best = best.min(start.elapsed().as_secs_f64());
+            Ok(())
+        };
+        for _ in 0..5 {
+            measure(&|| self.inner.linear(&x, &weight, None, Activation::None))?;
+            if let Some(weight) = &rounded {
+                measure(&|| self.inner.linear_fp8(&x, weight, None, Activation::None))?;
+            }
         }
         Ok(2.0 * (rows * WIDTH * WIDTH) as f64 / best)
     }

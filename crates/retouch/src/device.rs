@@ -71,12 +71,15 @@ impl DeviceChoice {
     }
 }
 
-/// The dtype of weights and activations.
+/// What is computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     F32,
     Bf16,
     F16,
+    /// bf16, and 8-bit floats in the products of the transformer's blocks: e4m3, each row of weights and of activations with a
+    /// scale, added up in f32.
+    Fp8,
 }
 
 impl Precision {
@@ -85,10 +88,11 @@ impl Precision {
         if device.is_cpu() { Self::F32 } else { Self::Bf16 }
     }
 
+    /// The dtype of activations, and of weights where there is nothing else.
     pub(crate) fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
+            Self::Bf16 | Self::Fp8 => DType::BF16,
             Self::F16 => DType::F16,
         }
     }
@@ -102,7 +106,8 @@ impl FromStr for Precision {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             "f16" => Ok(Self::F16),
-            _ => Err(format!("`{s}` is no dtype; use f32, bf16 or f16")),
+            "fp8" => Ok(Self::Fp8),
+            _ => Err(format!("`{s}` is no dtype; use f32, bf16, f16 or fp8")),
         }
     }
 }
@@ -113,6 +118,7 @@ impl fmt::Display for Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Fp8 => "fp8",
         })
     }
 }

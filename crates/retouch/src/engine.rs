@@ -94,11 +94,20 @@ impl Engine {
         }
         let (device, choice) = options.device.open()?;
         let precision = options.precision.unwrap_or_else(|| Precision::default_for(&device));
+        if precision == Precision::Fp8 {
+            if let Some(target) = options.quantize {
+                return Err(Error::BadRequest(format!(
+                    "in the dtype fp8 weights are 8-bit floats, and not {target}; leave out one of the two"
+                )));
+            }
+            retouch_kernels::check_fp8(&device)
+                .map_err(|reason| Error::Device { device: choice.to_string(), reason })?;
+        }
         let files = ModelFiles::find(source, &HubOptions::from_env(), progress)?;
         let profiled = options.profile.then(|| Profiled::for_device(&device));
         let kernels =
             profiled.map_or_else(|| retouch_kernels::for_device(&device), |profiled| profiled as &dyn Kernels);
-        let model = Flux1::new(files, &device, kernels, precision.dtype(), options.quantize, options.reuse)?;
+        let model = Flux1::new(files, &device, kernels, precision, options.quantize, options.reuse)?;
         let files = model.files();
         files
             .defaults
@@ -106,7 +115,9 @@ impl Engine {
             .map_err(|reason| WeightsError::Unsupported { what: format!("{}: retouch.json", files.name), reason })?;
         debug!(model = files.name, pipeline = ?files.pipeline, device = %choice, dtype = %precision, "model found");
         let recorder = match profiled {
-            Some(profiled) => Some(Recorder::new(profiled, profiled.peak_flops(precision.dtype())?)),
+            Some(profiled) => {
+                Some(Recorder::new(profiled, profiled.peak_flops(precision.dtype(), precision == Precision::Fp8)?))
+            }
             None => None,
         };
         let (memory, keep_loaded, quantize) = (model.memory()?, options.keep_loaded, options.quantize);

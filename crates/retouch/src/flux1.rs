@@ -5,7 +5,7 @@
 
 use std::num::NonZeroUsize;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use lru::LruCache;
 use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, tokens};
 use retouch_kernels::Kernels;
@@ -16,7 +16,7 @@ use retouch_weights::{Component, Weights, convert::Target};
 use tracing::debug;
 
 use crate::{
-    Control, Error, Event, Lora, MemoryPlan, Observer, Result, Stage, Trace,
+    Control, Error, Event, Lora, MemoryPlan, Observer, Precision, Result, Stage, Trace,
     loras::Loras,
     memory::ModelMemory,
     source::{ModelFiles, config},
@@ -29,7 +29,7 @@ pub(crate) struct Flux1 {
     files: ModelFiles,
     device: Device,
     kernels: &'static dyn Kernels,
-    dtype: DType,
+    precision: Precision,
     quantize: Option<Target>,
     keep_loaded: bool,
     recent: Option<Recent>,
@@ -101,7 +101,7 @@ impl Flux1 {
         files: ModelFiles,
         device: &Device,
         kernels: &'static dyn Kernels,
-        dtype: DType,
+        precision: Precision,
         quantize: Option<Target>,
         reuse: bool,
     ) -> Result<Self> {
@@ -111,7 +111,7 @@ impl Flux1 {
             files,
             device: device.clone(),
             kernels,
-            dtype,
+            precision,
             quantize,
             keep_loaded: false,
             recent: reuse.then(Recent::default),
@@ -131,9 +131,10 @@ impl Flux1 {
 
     /// What its parameters take in memory.
     pub fn memory(&self) -> Result<ModelMemory> {
-        let weights =
-            |component| Ok(self.quantised(component, self.files.weights(component, self.dtype, &Device::Cpu)?));
-        ModelMemory::of(&self.files, self.dtype, weights)
+        let weights = |component| {
+            Ok(self.quantised(component, self.files.weights(component, self.precision.dtype(), &Device::Cpu)?))
+        };
+        ModelMemory::of(&self.files, self.precision, weights)
     }
 
     /// Whether the distilled guidance scale is an input of the transformer (dev and Kontext: yes, schnell: no).
@@ -326,7 +327,7 @@ impl Flux1 {
         let timesteps = schedule.timesteps();
         let guidance = guidance.unwrap_or_default(); // not looked at where the model takes none
         let modulation = |prompt: &Prompt| {
-            let pooled = prompt.pooled.to_dtype(self.dtype)?;
+            let pooled = prompt.pooled.to_dtype(self.precision.dtype())?;
             Ok(ModulationTable::compute(&weights, &self.flux_config, &timesteps, guidance, &pooled)?)
         };
         let tables = prompts.iter().map(modulation).collect::<Result<Vec<_>>>()?;
@@ -357,18 +358,19 @@ impl Flux1 {
     fn quantised(&self, component: Component, weights: Weights) -> Weights {
         match (self.quantize, component) {
             (Some(target), Component::Transformer | Component::T5) => weights.quantised(component, target),
+            (None, Component::Transformer) if self.precision == Precision::Fp8 => weights.in_fp8(),
             _ => weights,
         }
     }
 
     fn weights(&self, component: Component, observer: &dyn Observer) -> Result<Weights> {
-        let weights = self.files.weights(component, self.dtype, &self.device)?.with_kernels(self.kernels);
+        let weights = self.files.weights(component, self.precision.dtype(), &self.device)?.with_kernels(self.kernels);
         let weights = match self.loras.of(component) {
             Some(adapters) => weights.with_adapters(adapters),
             None => weights,
         };
         let (file, bytes) = (weights.store().describe(), weights.store().total_bytes());
-        debug!(file, bytes, dtype = ?self.dtype, "{component} opened");
+        debug!(file, bytes, dtype = ?self.precision.dtype(), "{component} opened");
         let weights = self.quantised(component, weights);
         Ok(match observer.cancel_flag() {
             Some(flag) => weights.with_cancel(flag),

@@ -11,7 +11,7 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{VarBuilder, var_builder::SimpleBackend};
-use retouch_kernels::{Kernels, Packed, Part};
+use retouch_kernels::{Fp8, Fp8Rows, Kernels, Packed, Part};
 
 use crate::{
     Adapters, Component, Encoding, Matrix, Result, Store, WeightsError,
@@ -35,6 +35,7 @@ pub struct Weights {
     device: Device,
     kernels: &'static dyn Kernels,
     quantisation: Option<(Component, Target)>,
+    fp8: bool,
     cancel: Option<Arc<AtomicBool>>,
     adapters: Option<Arc<Adapters>>,
     /// Nothing is read where there is one.
@@ -52,6 +53,7 @@ impl Weights {
             device: device.clone(),
             kernels: retouch_kernels::for_device(device),
             quantisation: None,
+            fp8: false,
             cancel: None,
             adapters: None,
             tally: None,
@@ -73,6 +75,11 @@ impl Weights {
     /// file does not have them in fewer bits already.
     pub fn quantised(self, component: Component, target: Target) -> Self {
         Self { quantisation: Some((component, target)), ..self }
+    }
+
+    /// The same parameters, those of a transformer: the matrices of its blocks are multiplied as 8-bit floats.
+    pub fn in_fp8(self) -> Self {
+        Self { fp8: true, ..self }
     }
 
     /// The same parameters, of which none is read any more once `cancel` is set: all of a large model take minutes.
@@ -174,6 +181,37 @@ impl Weights {
             }
             _ => packed,
         }))
+    }
+
+    /// The matrix `shape` (out, in) of a linear layer, checked, if it is multiplied as 8-bit floats.
+    ///
+    /// What the file has in such floats is taken as it is, everything else is rounded a row at a time.
+    pub fn fp8_rows(&self, shape: (usize, usize), name: &str) -> Result<Option<Fp8Rows>> {
+        let full_name = self.full_name(name);
+        if !self.fp8 || !convert::is_worthwhile(Component::Transformer, &full_name, shape) {
+            return Ok(None);
+        }
+        self.check_cancelled()?;
+        let recipe = self.naming.recipe(&full_name);
+        if self.assumed_target().is_none() {
+            self.check_shape(&recipe, &[shape.0, shape.1])?;
+        }
+        if let Some(tally) = &self.tally {
+            let scales = tally.tensor(format!("{full_name}.scales"), &shape.0.into(), DType::F32)?;
+            return Ok(Some(Fp8Rows { codes: tally.tensor(full_name, &shape.into(), DType::U8)?, scales }));
+        }
+        let rows = |part: &String| {
+            Ok(match self.store.packed(part, DType::F32, &self.device)? {
+                Some(Part::Fp8 { codes, format: Fp8::E4m3, scale }) => {
+                    Fp8Rows { scales: Tensor::full(scale, codes.dim(0)?, &self.device)?, codes }
+                }
+                Some(Part::Dense(half)) => self.kernels.quantise_rows(&half)?,
+                Some(part) => self.kernels.quantise_rows(&part.dequantise(DType::F32)?)?,
+                None => self.kernels.quantise_rows(&self.store.tensor(part, DType::F32, &self.device)?)?,
+            })
+        };
+        // The blocks' matrices are tensors of the file, or several on top of each other.
+        Ok(Some(Fp8Rows::stack(&recipe.parts().iter().map(rows).collect::<Result<Vec<_>>>()?)?))
     }
 
     /// The rows `range` of a parameter along its first axis, in f32 on the CPU: `[rows, elements of a row]`.

@@ -23,6 +23,8 @@ pub struct ModelMemory {
     pub(super) vae: VaeConfig,
     pub(super) t5: T5Config,
     pub(super) dtype: DType,
+    /// Whether the transformer's blocks multiply 8-bit floats.
+    pub(super) fp8: bool,
     pub(super) clip: u64,
     pub(super) t5_layers: LayerBytes,
     pub(super) transformer: LayerBytes,
@@ -92,8 +94,12 @@ impl LayerBytes {
 
 impl ModelMemory {
     /// Of a model whose files are here, with the weights as they will be read; their headers are.
-    pub(crate) fn of(files: &ModelFiles, dtype: DType, weights: impl Fn(Component) -> Result<Weights>) -> Result<Self> {
-        Self::count(Configs::of(files)?, dtype, weights)
+    pub(crate) fn of(
+        files: &ModelFiles,
+        precision: Precision,
+        weights: impl Fn(Component) -> Result<Weights>,
+    ) -> Result<Self> {
+        Self::count(Configs::of(files)?, precision, weights)
     }
 
     /// Of a model that may not be here (nothing is downloaded), and the work of one edit with it at its usual size.
@@ -113,7 +119,7 @@ impl ModelMemory {
             (None, None) => assumed(component, target, dtype),
         };
         let (memory, defaults) = match &files {
-            Some(files) => (Self::count(Configs::of(files)?, dtype, weights)?, files.defaults.clone()),
+            Some(files) => (Self::count(Configs::of(files)?, precision, weights)?, files.defaults.clone()),
             None => {
                 let configs = Configs {
                     flux: FluxConfig::dev(),
@@ -121,7 +127,7 @@ impl ModelMemory {
                     t5: T5Config::xxl(),
                     clip: ClipConfig::large(),
                 };
-                (Self::count(configs, dtype, weights)?, defaults_for(source.base.as_deref().unwrap_or_default()))
+                (Self::count(configs, precision, weights)?, defaults_for(source.base.as_deref().unwrap_or_default()))
             }
         };
         let work = memory.usual_work(&defaults)?;
@@ -144,10 +150,12 @@ impl ModelMemory {
         })
     }
 
-    fn count(configs: Configs, dtype: DType, weights: impl Fn(Component) -> Result<Weights>) -> Result<Self> {
+    fn count(configs: Configs, precision: Precision, weights: impl Fn(Component) -> Result<Weights>) -> Result<Self> {
         let Configs { flux, vae, t5, clip } = configs;
         let sum = |counted: Counted| counted.values().sum::<u64>();
+        let fp8 = precision == Precision::Fp8;
         let transformer = weights(Component::Transformer)?;
+        let transformer = if fp8 { transformer.in_fp8() } else { transformer };
         let hidden = flux.hidden();
         let modulation = match flux.num_layers {
             0 => 0,
@@ -168,7 +176,8 @@ impl ModelMemory {
             flux,
             vae,
             t5,
-            dtype,
+            dtype: precision.dtype(),
+            fp8,
         })
     }
 

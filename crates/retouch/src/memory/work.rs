@@ -126,9 +126,12 @@ impl Work {
         };
         // On the CPU narrow values are widened as an operation reads and writes them.
         let wide = if kind == DeviceKind::Cpu && e < 4 { 12 * tokens * hidden * 4 } else { 0 };
+        // Of the widest layers, whose outputs are sums in f32 first, and whose inputs become 8-bit floats.
+        let outputs = if run.is_some() { 3 } else { 7 };
+        let fp8 = if model.fp8 { tokens * hidden * (4 * outputs + 5) } else { 0 };
         let hidden = model.flux.hidden();
         let widened = widened(model, kind, [(7 * hidden, hidden), (hidden, 5 * hidden)]);
-        self.conditioning(model) + peak + wide + widened
+        self.conditioning(model) + peak + wide + fp8 + widened
     }
 
     /// The VAE over an image, at once.
