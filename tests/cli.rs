@@ -100,7 +100,12 @@ fn json_has_a_line_for_each_image() {
     for (line, seed) in lines.iter().zip([7, 8]) {
         assert_eq!((&line["seed"], &line["width"], &line["height"]), (&seed.into(), &64.into(), &48.into()));
         assert!(place.path(line["path"].as_str().unwrap()).is_file());
-        assert!(line["timings"]["steps_seconds"].as_f64().unwrap() > 0.0);
+        let seconds = |name: &str| line["timings"][name].as_f64().unwrap();
+        assert!(seconds("steps_seconds") > 0.0);
+        // With the stages before it, and no longer than with the steps after it.
+        let before = seconds("text_seconds") + seconds("reference_seconds") + seconds("load_seconds");
+        let first = seconds("first_step_seconds");
+        assert!(before < first && first <= before + seconds("steps_seconds"), "{line}");
         assert!(line["model"].as_str().unwrap().ends_with("tiny-kontext"));
     }
 }

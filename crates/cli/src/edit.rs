@@ -275,7 +275,8 @@ fn edit_and_dump(
 
 /// Prints a result, and what is worth knowing about it.
 fn report(path: Option<&Path>, image: &EditedImage, timings: &Timings, json: bool, console: &Console) -> Result<()> {
-    let Timings { text_seconds, reference_seconds, load_seconds, steps_seconds, decode_seconds } = timings;
+    let Timings { text_seconds, reference_seconds, load_seconds, first_step_seconds, steps_seconds, decode_seconds } =
+        timings;
     let seconds = text_seconds + reference_seconds + load_seconds + steps_seconds + decode_seconds;
     let Parameters { seed, width, height, model, device, dtype, steps, .. } = &image.parameters;
     // What went to standard output has no path.
@@ -295,7 +296,8 @@ fn report(path: Option<&Path>, image: &EditedImage, timings: &Timings, json: boo
         }
         console.note(&format!(
             "text {text_seconds:.2} s, reference image {reference_seconds:.2} s, transformer loading \
-             {load_seconds:.2} s, steps {steps_seconds:.2} s, pixels {decode_seconds:.2} s"
+             {load_seconds:.2} s, steps {steps_seconds:.2} s (the first done after {first_step_seconds:.2} s), \
+             pixels {decode_seconds:.2} s"
         ));
     }
     Ok(())

@@ -255,6 +255,9 @@ impl Engine {
                 }
             };
             let after = |step: retouch_sampler::Step<'_>| {
+                if (image, step.index) == (0, 0) {
+                    timings.first_step_seconds = clock.since_start().as_secs_f64();
+                }
                 if let Some(trace) = trace {
                     trace.record(format!("velocity.{}", step.index), step.velocity);
                 }
@@ -401,13 +404,19 @@ fn record_inputs(
 
 /// Times between the ends of stages.
 struct Clock<'a> {
+    started: Instant,
     last: Instant,
     recorder: Option<&'a Recorder>,
 }
 
 impl<'a> Clock<'a> {
     fn start(recorder: Option<&'a Recorder>) -> Self {
-        Self { last: Instant::now(), recorder }
+        let started = Instant::now();
+        Self { started, last: started, recorder }
+    }
+
+    fn since_start(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Ends a stage; its seconds.

@@ -192,6 +192,8 @@ pub struct Timings {
     pub text_seconds: f64,
     pub reference_seconds: f64,
     pub load_seconds: f64,
+    /// From the edit's beginning to the end of the first step: the stages before, and that step.
+    pub first_step_seconds: f64,
     pub steps_seconds: f64,
     pub decode_seconds: f64,
 }
