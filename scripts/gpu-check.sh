@@ -8,8 +8,10 @@
 # `run` ends within 9 minutes; each part has a limit of its own, and what it printed is kept when it fails:
 #   agreement  every fused operation against its definition in f64, in f32, bf16 and f16
 #   faithful   whole edits against the stored intermediates of the reference implementation, f32 and bf16
-#   edit       the embedded model, from a picture to a picture
+#   edit       the embedded model, from a picture to a picture; again in fp8 where the GPU has 8-bit products
 #   kernels    the speed of each operation beside its portable form
+#   compare    edits beside diffusers, eager and compiled, with a seventh of the real model's blocks; left out where Python has
+#              no torch with CUDA, diffusers and transformers
 set -euo pipefail
 root=$(realpath "$(dirname "$0")/..")
 cd "$root"
@@ -51,6 +53,13 @@ find_libraries() {
     export LD_LIBRARY_PATH=$site/lib:$site/../cudnn/lib:${LD_LIBRARY_PATH:-}
 }
 
+# Compute capability 8.9 and newer.
+has_fp8() {
+    local capability
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
+    [ "${capability/./}" -ge 89 ]
+}
+
 failed=
 # part NAME SECONDS COMMAND...: its output goes to RESULTS/NAME.log
 part() {
@@ -81,10 +90,23 @@ run() {
     find_libraries
     printf '# %s: %s\n\nCommit %s. `scripts/gpu-check.sh run`; the logs lie beside this file.\n\n| part | result | time |\n|---|---|---|\n' \
         "$(date +%F)" "$gpu" "$(cat "$folder/commit")" >"$results/README.md"
-    part agreement 120 "$bin/agreement"
-    RETOUCH_TEST_DEVICE=cuda part faithful 180 "$bin/faithful" --nocapture
-    part edit 60 "$bin/retouch" edit tests/fixtures/images/scene.png "make the circle blue" --device cuda --seed 1 -v --json --force -o "$bin/edited.png"
-    part kernels 150 "$bin/kernels" --bench --warm-up-time 0.5 --measurement-time 1
+    # 520 seconds together, and the unpacking.
+    part agreement 100 "$bin/agreement"
+    RETOUCH_TEST_DEVICE=cuda part faithful 100 "$bin/faithful" --nocapture
+    local edit=("$bin/retouch" edit tests/fixtures/images/scene.png "make the circle blue" --device cuda --seed 1 -v --json --force)
+    part edit 30 "${edit[@]}" -o "$bin/edited.png"
+    local programs=(diffusers compiled retouch)
+    if has_fp8; then
+        part edit-fp8 30 "${edit[@]}" --dtype fp8 -o "$bin/edited-fp8.png"
+        programs+=(retouch-fp8)
+    fi
+    part kernels 80 "$bin/kernels" --bench --warm-up-time 0.5 --measurement-time 1
+    if python3 -c 'import diffusers, torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
+        part compare 180 python3 scripts/compare.py --device cuda --binary "$bin/retouch" --layers 3 5 --t5-layers 2 --steps 4 --sizes 1024x1024 \
+            --compile blocks --programs "${programs[@]}" --folder "$bin" --out "$results"
+    else
+        echo "| compare | left out: Python has no torch with CUDA, diffusers and transformers here | - |" | tee -a "$results/README.md"
+    fi
     [ -z "$failed" ] || fail "failed:$failed; see $results"
     echo "all parts passed; results are in $results"
 }
