@@ -31,7 +31,7 @@ pub fn table(profile: &Profile) -> Vec<String> {
     };
     let (mut time, mut flops) = (Duration::ZERO, 0.0);
     for stage in &profile.stages {
-        line(stage.name, None, stage.time, stage.flops(), None);
+        line(stage.name, None, stage.time, stage.flops(), Some(stage.read as f64));
         for (operation, total) in &stage.operations {
             line(&format!("  {operation}"), Some(total.calls), total.time, total.flops, Some(total.bytes));
         }
@@ -40,6 +40,7 @@ pub fn table(profile: &Profile) -> Vec<String> {
         flops += stage.flops();
     }
     line("all", None, time, flops, None);
+    lines.push("GB/s of a stage: weights read; of an operation: its inputs and outputs".to_string());
     lines.push(format!(
         "floor: {:.3} s for all products at {:.3} TFLOP/s, a linear layer's best here",
         flops / peak,
@@ -54,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_stage_at_the_machines_full_speed_is_at_its_floor() {
-        let stage = retouch::StageProfile { name: "steps", time: Duration::from_secs(2), operations: Vec::new() };
+        let stage = retouch::StageProfile { name: "steps", time: Duration::from_secs(2), read: 0, operations: vec![] };
         let mut profile = Profile { stages: vec![stage], peak_flops: 1e12 };
         assert!(table(&profile).iter().all(|line| !line.contains('%')), "no products, no share");
         let total = retouch::Total { calls: 3, time: Duration::from_secs(1), flops: 1e12, bytes: 4e9 };
@@ -63,6 +64,8 @@ mod tests {
         let of = |name: &str| lines.iter().find(|line| line.trim_start().starts_with(name)).unwrap().as_str();
         assert!(of("linear").ends_with("4.0    100 %"), "{}", of("linear"));
         assert!(of("steps").ends_with("50 %"), "{}", of("steps"));
+        profile.stages[0].read = 3_000_000_000;
+        assert!(table(&profile)[1].contains(" 1.5 "), "3 GB in 2 s: {}", table(&profile)[1]);
         assert!(of("outside").contains("1.0000"), "{}", of("outside"));
         assert!(lines.iter().all(|line| line.len() <= 80));
     }

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Module, Tensor, bail};
-use retouch_kernels::{Kernels, Rotation};
+use retouch_kernels::{Kernels, Rotation, clamp};
 use retouch_weights::{Layers, Linear, Result, Weights};
 
 use crate::{
@@ -213,5 +213,5 @@ impl FluxTransformer {
 
 /// In f16 the reference keeps activations finite by clipping them; other dtypes have the range.
 fn clip_f16(x: Tensor) -> candle_core::Result<Tensor> {
-    if x.dtype() == DType::F16 { x.clamp(-65504f32, 65504f32) } else { Ok(x) }
+    if x.dtype() == DType::F16 { clamp(&x, -65504.0, 65504.0) } else { Ok(x) }
 }

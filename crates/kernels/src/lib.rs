@@ -32,7 +32,7 @@ mod profile;
 
 use std::fmt::Debug;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 pub use conv::Window;
 pub use fp8::Fp8;
@@ -195,6 +195,25 @@ pub trait Kernels: Debug + Send + Sync {
     ) -> Result<Tensor> {
         portable::conv2d(x, weight, bias, residual, window)
     }
+}
+
+/// A tensor of the values that `bytes` hold, as a file of weights has them, on `device`.
+pub fn upload(bytes: &[u8], dtype: DType, shape: &[usize], device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device
+        && let Some(x) = cuda::upload(bytes, dtype, shape, device)?
+    {
+        return Ok(x);
+    }
+    Tensor::from_raw_buffer(bytes, dtype, shape, device)
+}
+
+/// Each element, or the nearer of `low` and `high` where it is not between them.
+///
+/// Not candle's `clamp`: that is generic, and leaves the source of candle's CUDA kernels, 2.4 MB, in each crate that calls it.
+pub fn clamp(x: &Tensor, low: f32, high: f32) -> Result<Tensor> {
+    let bound = |value: f32| Tensor::new(value, &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device());
+    x.broadcast_maximum(&bound(low)?)?.broadcast_minimum(&bound(high)?)
 }
 
 /// The definitions and nothing else.

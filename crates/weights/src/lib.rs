@@ -34,6 +34,6 @@ pub use lora::{Adapters, LoraDescription, LoraFile};
 pub use matrix::Matrix;
 pub use model_index::Pipeline;
 pub use shapes::{ClipShape, FluxShape, T5Shape, VaeShape};
-pub use store::Store;
+pub use store::{Store, bytes_read};
 pub use tally::Counted;
 pub use weights::Weights;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use candle_core::{DType, Device, Tensor};
@@ -13,6 +14,14 @@ use crate::{
     Folder, ModelFile, Result, WeightsError,
     format::{self, Encoding, Entry, Header},
 };
+
+/// Of whole tensors.
+static READ: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of tensors that this process has read so far, from all files.
+pub fn bytes_read() -> u64 {
+    READ.load(Ordering::Relaxed)
+}
 
 /// All tensors of a component, over all of its shards.
 pub struct Store {
@@ -138,6 +147,7 @@ impl Store {
     /// Gives back the memory in which a tensor's file was read.
     fn release(&self, name: &str) {
         if let Some(Located { file, entry }) = self.tensors.get(name) {
+            READ.fetch_add(entry.len as u64, Ordering::Relaxed);
             self.files[*file].bytes.release(entry.start..entry.start + entry.len);
         }
     }

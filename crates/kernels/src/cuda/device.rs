@@ -200,17 +200,7 @@ impl Card {
 
 impl Gpu for Card {
     fn address(&self, x: &Tensor) -> Result<u64> {
-        let (storage, layout) = x.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else { bail!("a CUDA kernel was given a tensor of another device") };
-        let stream = storage.device.cuda_stream();
-        let start = match x.dtype() {
-            DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
-            DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
-            DType::F16 => storage.as_cuda_slice::<f16>()?.device_ptr(&stream).0,
-            DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,
-            other => bail!("a CUDA kernel was given {other:?}; it takes f32, bf16, f16 and 8-bit floats as u8"),
-        };
-        Ok(start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64)
+        address(x)
     }
 
     fn uninitialised(&self, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
@@ -253,6 +243,21 @@ struct Argument<P>(P);
 
 // SAFETY: what `Params` promises.
 unsafe impl<P: Params> DeviceRepr for Argument<P> {}
+
+/// The address of a tensor's first element, of the dtypes that kernels take.
+pub fn address(x: &Tensor) -> Result<u64> {
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else { bail!("a CUDA kernel was given a tensor of another device") };
+    let stream = storage.device.cuda_stream();
+    let start = match x.dtype() {
+        DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
+        DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
+        DType::F16 => storage.as_cuda_slice::<f16>()?.device_ptr(&stream).0,
+        DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,
+        other => bail!("a CUDA kernel was given {other:?}; it takes f32, bf16, f16 and 8-bit floats as u8"),
+    };
+    Ok(start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64)
+}
 
 /// The stream of the device that all tensors are on.
 pub fn stream<'a>(mut tensors: impl Iterator<Item = &'a Tensor>) -> Result<Arc<CudaStream>> {

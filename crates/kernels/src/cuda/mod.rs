@@ -22,6 +22,10 @@ mod pointwise;
 #[cfg(any(feature = "cuda", test))]
 mod requirements;
 mod rows;
+#[cfg(any(feature = "cuda", test))]
+mod staging;
+#[cfg(feature = "cuda")]
+mod upload;
 
 use std::fmt::Debug;
 
@@ -34,6 +38,8 @@ pub(crate) use device::kernels;
 #[cfg(feature = "cuda")]
 pub use device::{open, out_of_memory};
 pub use linear::{Operands, Product, Scales};
+#[cfg(feature = "cuda")]
+pub(crate) use upload::upload;
 
 use crate::{Activation, Fp8Rows, Kernels, Packed, Rotation, Stream, Window, portable};
 

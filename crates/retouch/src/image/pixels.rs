@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
+use retouch_kernels::clamp;
 use sha2::{Digest, Sha256};
 
 use crate::Result;
@@ -19,7 +20,7 @@ pub fn to_tensor(image: &RgbImage, device: &Device) -> Result<Tensor> {
 ///
 /// The arithmetic happens in the dtype that the decoder gave, as diffusers' `VaeImageProcessor.denormalize` does it.
 pub fn to_unit(decoded: &Tensor) -> Result<Tensor> {
-    Ok(decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?.to_dtype(DType::F32)?)
+    Ok(clamp(&decoded.affine(0.5, 0.5)?, 0.0, 1.0)?.to_dtype(DType::F32)?)
 }
 
 /// The picture of a `[1, 3, height, width]` or `[3, height, width]` tensor in `[0, 1]`: `255 * value`, halves to even

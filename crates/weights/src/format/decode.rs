@@ -5,7 +5,7 @@ use candle_core::{
     quantized::{QStorage, QTensor},
 };
 use rayon::prelude::*;
-use retouch_kernels::Part;
+use retouch_kernels::{Part, upload};
 
 use super::Encoding;
 
@@ -38,17 +38,16 @@ pub fn decode(
     }
     if stored == dtype {
         // Straight from the mapped file to where it is used.
-        return Tensor::from_raw_buffer(bytes, dtype, shape, device);
+        return upload(bytes, dtype, shape, device);
     }
     if (stored, dtype) == (DType::BF16, DType::F32) && device.is_cpu() {
         return Tensor::from_vec(bf16_to_f32(bytes), shape, device);
     }
-    let tensor = Tensor::from_raw_buffer(bytes, stored, shape, &Device::Cpu)?;
     // Whichever order moves fewer bytes to the device.
     if dtype.size_in_bytes() < stored.size_in_bytes() {
-        tensor.to_dtype(dtype)?.to_device(device)
+        Tensor::from_raw_buffer(bytes, stored, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     } else {
-        tensor.to_device(device)?.to_dtype(dtype)
+        upload(bytes, stored, shape, device)?.to_dtype(dtype)
     }
 }
 
@@ -83,11 +82,9 @@ pub fn part(
             };
             Part::blocks(QTensor::new(storage, shape)?)
         }
-        Encoding::Fp8(format) => Ok(Part::Fp8 {
-            codes: Tensor::from_raw_buffer(bytes, DType::U8, &[rows, columns], device)?,
-            format: *format,
-            scale,
-        }),
+        Encoding::Fp8(format) => {
+            Ok(Part::Fp8 { codes: upload(bytes, DType::U8, &[rows, columns], device)?, format: *format, scale })
+        }
         Encoding::F16 | Encoding::Bf16 => {
             let dtype = if *encoding == Encoding::F16 { DType::F16 } else { DType::BF16 };
             Ok(Part::Dense(decode(encoding, bytes, &[rows, columns], scale, dtype, device)?))
