@@ -26,8 +26,8 @@ pub struct ServeArgs {
     /// auto, cpu, cuda, cuda:N or metal; several (repeated or after commas) work on different jobs [default: auto]
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', help_heading = "Computing")]
     pub device: Vec<DeviceChoice>,
-    /// Precision of the computation: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_name = "DTYPE", help_heading = "Computing")]
+    /// Precision of the computation: f32, bf16, f16 or fp8, as of `retouch edit` [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, visible_alias = "precision", value_name = "DTYPE", help_heading = "Computing")]
     pub dtype: Option<Precision>,
     /// Hold the large matrices of the transformer and of T5 in fewer bits: a type of `retouch convert`
     #[arg(long, value_name = "TYPE", help_heading = "Computing")]

@@ -88,7 +88,7 @@ impl Metrics {
     }
 
     pub fn stages(&self, timings: &Timings) {
-        let Timings { text_seconds, reference_seconds, load_seconds, steps_seconds, decode_seconds } = *timings;
+        let Timings { text_seconds, reference_seconds, load_seconds, steps_seconds, decode_seconds, .. } = *timings;
         for (stage, seconds) in [
             ("text", text_seconds),
             ("reference", reference_seconds),
