@@ -278,7 +278,10 @@ impl Engine {
                     Control::Cancel => ControlFlow::Break(()),
                 }
             };
-            let tokens = denoise(pack(noise)?, &schedule, velocity, after)?.ok_or(Error::Cancelled)?;
+            let Some(tokens) = denoise(pack(noise)?, &schedule, velocity, after)? else {
+                self.model.finish_steps(transformer); // for the next edit
+                return Err(Error::Cancelled);
+            };
             latents.push((unpack(&tokens, height, width)?, caches.iter().map(StepCache::reused).sum()));
         }
         drop(conditionings);

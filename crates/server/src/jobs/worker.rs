@@ -42,6 +42,7 @@ enum Outcome {
 
 /// Does jobs until the service stops. `open` gives an engine in place of one that failed in an unforeseen way.
 pub fn run(mut engine: Engine, open: impl Fn() -> retouch::Result<Engine>, jobs: &Jobs) {
+    note_memory(&engine, jobs);
     while let Some(live) = jobs.next() {
         let start = Instant::now();
         let outcome = match catch_unwind(AssertUnwindSafe(|| edit(&mut engine, jobs, &live))) {
@@ -59,9 +60,7 @@ pub fn run(mut engine: Engine, open: impl Fn() -> retouch::Result<Engine>, jobs:
             }
         };
         jobs.note_pace(start.elapsed());
-        if let Some(bytes) = engine.free_memory() {
-            jobs.metrics.free_memory(engine.device(), bytes);
-        }
+        note_memory(&engine, jobs);
         let id = &live.id;
         let seconds = start.elapsed().as_secs_f64();
         let (status, reason) = match outcome {
@@ -87,6 +86,12 @@ pub fn run(mut engine: Engine, open: impl Fn() -> retouch::Result<Engine>, jobs:
             }
             std::thread::sleep(DISK_PAUSE);
         }
+    }
+}
+
+fn note_memory(engine: &Engine, jobs: &Jobs) {
+    if let Some(bytes) = engine.free_memory() {
+        jobs.metrics.free_memory(engine.device(), bytes);
     }
 }
 
