@@ -84,17 +84,17 @@ pub fn transform_input(rows: &[[f32; LINE]; SIDE], mut write: impl FnMut(usize, 
 /// Transforms as many filters as there are lanes, `taps` in reading order; `write` takes the point and its value of each.
 #[inline(always)]
 pub fn transform_filters(taps: &[Lanes; 9], mut write: impl FnMut(usize, &Lanes)) {
-    let mut columns = [[[0f32; LANES]; SIDE]; 3];
-    for (column, lanes) in columns.iter_mut().enumerate() {
+    let mut lines = [[[0f32; LANES]; 3]; SIDE];
+    for column in 0..3 {
         for lane in 0..LANES {
             let values = filter(from_fn(|row| taps[3 * row + column][lane]));
-            (0..SIDE).for_each(|row| lanes[row][lane] = values[row]);
+            (0..SIDE).for_each(|row| lines[row][column][lane] = values[row]);
         }
     }
-    for row in 0..SIDE {
+    for (row, line) in lines.iter().enumerate() {
         let mut points = [[0f32; LANES]; SIDE];
         for lane in 0..LANES {
-            let values = filter(from_fn(|column| columns[column][row][lane]));
+            let values = filter(from_fn(|column| line[column][lane]));
             (0..SIDE).for_each(|column| points[column][lane] = values[column]);
         }
         points.iter().enumerate().for_each(|(column, lanes)| write(row * SIDE + column, lanes));
@@ -104,18 +104,18 @@ pub fn transform_filters(taps: &[Lanes; 9], mut write: impl FnMut(usize, &Lanes)
 /// The rows of pixels that neighbouring tiles make; `read` gives a point's value of each tile.
 #[inline(always)]
 pub fn transform_output(read: impl Fn(usize) -> Lanes) -> [[f32; TILE * LANES]; TILE] {
-    let mut rows = [[[0f32; LANES]; SIDE]; TILE];
-    for column in 0..SIDE {
+    let mut columns = [[[0f32; LANES]; TILE]; SIDE];
+    for (column, lines) in columns.iter_mut().enumerate() {
         let points: [Lanes; SIDE] = from_fn(|row| read(row * SIDE + column));
         for lane in 0..LANES {
             let values = output(from_fn(|row| points[row][lane]));
-            (0..TILE).for_each(|row| rows[row][column][lane] = values[row]);
+            (0..TILE).for_each(|row| lines[row][lane] = values[row]);
         }
     }
     let mut pixels = [[0f32; TILE * LANES]; TILE];
-    for (row, line) in rows.iter().zip(&mut pixels) {
+    for (row, line) in pixels.iter_mut().enumerate() {
         for (lane, four) in line.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
-            *four = output(from_fn(|column| row[column][lane]));
+            *four = output(from_fn(|column| columns[column][row][lane]));
         }
     }
     pixels
