@@ -175,8 +175,8 @@ pub async fn decode(app: &App, file: File, field: &'static str) -> ApiResult<Sou
     let _permit = app.decoding.acquire().await.map_err(|_| ApiError::internal("the service is stopping"))?;
     blocking(move || {
         let name = file.name.as_deref().unwrap_or("the image");
-        let refuse = |e: retouch::Error| ApiError::invalid(e.to_string()).about(field);
-        let picture = read_image_up_to(max_pixels, &file.bytes, name).map_err(refuse)?;
+        let refuse = |reason: String| ApiError::invalid(reason).about(field);
+        let picture = read_image_up_to(max_pixels, &file.bytes, name).map_err(|e| refuse(e.to_string()))?;
         let thumbnail = files::thumbnail(&picture).map_err(refuse)?;
         let (width, height) = picture.dimensions();
         Ok(Source { input: Input { bytes: file.bytes.to_vec(), thumbnail, width, height, name: file.name }, picture })

@@ -30,16 +30,16 @@ pub fn media_type(name: &str) -> &'static str {
     }
 }
 
-/// A small JPEG of a picture.
-pub fn thumbnail(picture: &RgbImage) -> retouch::Result<Vec<u8>> {
+/// A small JPEG of a picture, or a sentence.
+pub fn thumbnail(picture: &RgbImage) -> Result<Vec<u8>, String> {
     let (width, height) = picture.dimensions();
     let scale = f64::from(THUMBNAIL) / f64::from(width.max(height));
     let side = |side: u32| ((f64::from(side) * scale).round() as u32).clamp(1, THUMBNAIL);
     let small = if scale < 1.0 { &resize(picture, side(width), side(height)) } else { picture };
-    encode(small, OutputFormat::Jpeg, Some(85), None)
+    encode(small, OutputFormat::Jpeg, Some(85), None).map_err(|e| e.to_string())
 }
 
-/// A result as a file, its parameters inside.
-pub fn result(picture: &RgbImage, request: &JobRequest, parameters: &Parameters) -> retouch::Result<Vec<u8>> {
-    encode(picture, request.output_format, request.quality, Some(parameters))
+/// A result as a file, its parameters inside, or a sentence.
+pub fn result(picture: &RgbImage, request: &JobRequest, parameters: &Parameters) -> Result<Vec<u8>, String> {
+    encode(picture, request.output_format, request.quality, Some(parameters)).map_err(|e| e.to_string())
 }

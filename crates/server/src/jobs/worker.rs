@@ -178,10 +178,9 @@ impl Delivery<'_> {
     }
 
     fn keep(&self, image: &EditedImage) -> store::Result<()> {
-        let failed = |e: Error| StoreError::Failed(e.to_string());
         let (id, request) = (&self.live.id, &self.record.request);
-        let file = files::result(&image.pixels, request, &image.parameters).map_err(failed)?;
-        let small = files::thumbnail(&image.pixels).map_err(failed)?;
+        let file = files::result(&image.pixels, request, &image.parameters).map_err(StoreError::Failed)?;
+        let small = files::thumbnail(&image.pixels).map_err(StoreError::Failed)?;
         let store = &self.jobs.store;
         store.write_image(id, &files::thumbnail_name(self.position), &small)?;
         store.write_image(id, &files::image_name(self.position, request.output_format), &file)?;
