@@ -24,7 +24,7 @@ pub enum Error {
     Memory(String),
 
     #[error(transparent)]
-    Weights(WeightsError),
+    Weights(Box<WeightsError>),
 
     #[error("{0}")]
     Tokenizer(#[from] retouch_text_encoder::TokenizerError),
@@ -48,7 +48,7 @@ impl From<WeightsError> for Error {
         match error {
             WeightsError::Cancelled => Self::Cancelled,
             WeightsError::Tensor(error) => error.into(),
-            other => Self::Weights(other),
+            other => Self::Weights(other.into()),
         }
     }
 }

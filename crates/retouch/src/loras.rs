@@ -68,7 +68,7 @@ impl Loras {
         let identity = identities(wanted)?;
         let weights = |component| match model.weights(component, DType::F32, &Device::Cpu) {
             Ok(weights) => Ok(weights),
-            Err(Error::Weights(error)) => Err(error),
+            Err(Error::Weights(error)) => Err(*error),
             Err(other) => Err(retouch_weights::WeightsError::Unsupported {
                 what: component.to_string(),
                 reason: other.to_string(),
