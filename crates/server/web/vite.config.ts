@@ -18,5 +18,5 @@ export default defineConfig({
   },
   // `npm run dev` shows the sources as they are being changed, with the API of a service on its usual port.
   server: { proxy: { "/api": "http://127.0.0.1:8090" } },
-  test: { testTimeout: 120_000, hookTimeout: 120_000, fileParallelism: false },
+  test: { testTimeout: 300_000, hookTimeout: 120_000, fileParallelism: false },
 });

@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 import { violations } from "./axe";
 import { give, launch, openPage } from "./browser";
 import { startService } from "./service";
-import { circle, EDIT, edit, finished, SEEN_STEPS, slider } from "./steps";
+import { circle, EDIT, edit, finished, slider, watch } from "./steps";
 
 const KEY = "open-sesame-0123456789";
 
@@ -20,9 +20,10 @@ test("a service with keys is asked with the key that is typed, kept until the ta
     await page.keyboard.press("Enter");
     await page.getByText("Your edits will be kept here.").waitFor();
     await give(page, "drop", "scene.png");
-    await edit(page, EDIT, SEEN_STEPS);
-    await page.getByText(/^Step \d+ of 60$/).waitFor();
+    const seen = await watch(page);
+    await edit(page, EDIT, 12);
     await finished(page);
+    expect((await seen()).said.filter((text) => /^Step \d+ of 12$/.test(text)).length).toBeGreaterThan(2);
     await slider(page).press("Home");
     expect(await circle(page)).toBe("blue");
 

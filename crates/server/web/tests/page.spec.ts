@@ -2,10 +2,9 @@ import type { Browser } from "playwright-core";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { fixture, give, launch, openPage } from "./browser";
 import { type RunningService, startService } from "./service";
-import { alert, circle, comparison, EDIT, edit, edited, entries, finished, SEEN_STEPS, slider } from "./steps";
+import { alert, circle, comparison, EDIT, edit, edited, entries, finished, LONG_STEPS, slider, watch } from "./steps";
 
-// Enough steps for the job to run as long as the test does.
-const LONG_STEPS = 1000;
+const STEPS = 12;
 
 let service: RunningService;
 let browser: Browser;
@@ -24,16 +23,18 @@ test("a dropped photo is edited in sight, compared, found again after a reload, 
   await page.getByRole("button", { name: "Choose a photo" }).waitFor();
   await give(page, "drop", "scene.png");
   await page.getByAltText("The photo: scene.png").waitFor();
-  await edit(page, EDIT, SEEN_STEPS);
-
-  // Live: the step, and a picture of it.
-  await page.getByText(/^Step \d+ of 60$/).waitFor();
-  const preview = await page.getByAltText("The result so far").getAttribute("src");
-  expect(preview).toMatch(/^data:image\/jpeg;base64,/);
-  const before = Number(await page.getByRole("progressbar").getAttribute("value"));
-  await page.waitForFunction((value) => (document.querySelector("progress")?.value ?? 1) > value, before);
+  const seen = await watch(page);
+  await edit(page, EDIT, STEPS);
   await finished(page);
   expect(await page.title()).toBe("retouch");
+
+  // Live: the steps, and a picture of them.
+  const { said, values, previews } = await seen();
+  expect(said.filter((text) => /^Step \d+ of 12$/.test(text)).length).toBeGreaterThan(2);
+  expect(values).toEqual([...values].sort((a, b) => a - b));
+  expect(values.length).toBeGreaterThan(2);
+  expect(previews.length).toBeGreaterThan(2);
+  for (const preview of previews) expect(preview).toMatch(/^data:image\/jpeg;base64,/);
 
   // The keyboard moves the line: all of it before, then all of it after.
   await slider(page).focus();
@@ -63,7 +64,7 @@ test("a dropped photo is edited in sight, compared, found again after a reload, 
   await slider(page).waitFor();
   await page.getByText("scene.png").waitFor();
   expect(await page.getByLabel("What to change").inputValue()).toBe(EDIT);
-  expect(await page.getByLabel("Steps").inputValue()).toBe(String(SEEN_STEPS));
+  expect(await page.getByLabel("Steps").inputValue()).toBe(String(STEPS));
 
   // From the history, in a tab that has not seen it.
   const other = await page.context().newPage();
@@ -128,9 +129,11 @@ test("a stream of events that breaks is taken up again", async () => {
     else await route.continue();
   });
   await give(page, "drop", "scene.png");
-  await edit(page, EDIT, 4 * SEEN_STEPS);
-  await page.getByText(/^Step \d+ of 240$/).waitFor();
-  await finished(page);
+  await edit(page, EDIT, LONG_STEPS);
+  await page.getByText(/^Step \d+ of 1000$/).waitFor();
+  expect(streams).toBe(3);
+  await page.getByRole("button", { name: "Cancel", exact: true }).click();
+  await page.getByRole("progressbar").waitFor({ state: "detached" });
   expect(streams).toBe(3);
   expect(await alert(page).textContent()).toBe("");
   await page.context().close();

@@ -3,8 +3,8 @@ import { colourAt, give, type Opened, openPage } from "./browser";
 
 /** An edit of the drawn scene, whose circle is red. */
 export const EDIT = "make the circle blue";
-/** Enough steps for the job to be seen running, and to be over in seconds. */
-export const SEEN_STEPS = 60;
+/** Enough steps for a job to run as long as a test wants it to. */
+export const LONG_STEPS = 1000;
 
 export const slider = (page: Page) => page.getByRole("slider", { name: "Compare before and after" });
 export const comparison = (page: Page) => page.locator(".compare");
@@ -36,4 +36,30 @@ export async function circle(page: Page): Promise<"red" | "blue" | "neither"> {
   const [red, , blue] = await colourAt(comparison(page), 0.3, 0.34);
   if (Math.abs(red - blue) < 80) return "neither";
   return red > blue ? "red" : "blue";
+}
+
+export interface Progress {
+  /** What was said, e.g. "Step 3 of 4". */
+  said: string[];
+  /** Values of the bar, from 0 to 1. */
+  values: number[];
+  /** Addresses of the pictures of the result so far. */
+  previews: string[];
+}
+
+/** Keeps what the page shows of the progress of jobs from here on, each change once: a test may be too slow to look itself. */
+export async function watch(page: Page): Promise<() => Promise<Progress>> {
+  const seen = await page.evaluateHandle(() => {
+    const progress: Progress = { said: [], values: [], previews: [] };
+    const keep = <Value>(values: Value[], value: Value | null | undefined) => {
+      if (value !== null && value !== undefined && value !== values.at(-1)) values.push(value);
+    };
+    new MutationObserver(() => {
+      keep(progress.said, document.querySelector(".progress p")?.textContent);
+      keep(progress.values, document.querySelector("progress")?.value);
+      keep(progress.previews, document.querySelector('img[alt="The result so far"]')?.getAttribute("src"));
+    }).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
+    return progress;
+  });
+  return () => seen.jsonValue();
 }
