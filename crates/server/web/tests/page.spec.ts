@@ -260,12 +260,3 @@ test("what cannot be taken is said in a sentence", async () => {
   expect(await page.getByLabel("Width").evaluate((field: HTMLInputElement) => field.matches(":focus:invalid"))).toBe(true);
   await page.context().close();
 });
-
-test.runIf(process.env.SCREENSHOT)("the README's picture", async () => {
-  const { page } = await openPage(browser, service.url, { viewport: { width: 1280, height: 800 } });
-  await give(page, "drop", "coffee.jpg", "image/jpeg");
-  await edit(page, "make it black and white");
-  await finished(page);
-  await page.screenshot({ path: new URL("../screenshot.png", import.meta.url).pathname });
-  await page.context().close();
-});
