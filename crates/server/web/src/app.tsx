@@ -64,10 +64,11 @@ export function App() {
   const run = () =>
     attempt(async () => {
       setSending(true);
+      const version = draft.version();
       try {
         const made = await createJob(requestOf(draft.prompt, draft.settings), draft.source);
         jobs.put(made);
-        draft.sent(made);
+        draft.sent(made, version);
         openJob(made.id);
       } finally {
         setSending(false);

@@ -152,6 +152,19 @@ test("what was begun in the form stays when another job is looked at", async () 
   await button.click();
   await page.waitForFunction((prompt) => document.querySelector("textarea")?.value === prompt, EDIT);
   expect(await button.isDisabled()).toBe(true);
+
+  // Also what is typed while the last is still being sent.
+  await page.route("**/api/jobs", async (route) => {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    await route.continue();
+  });
+  await edit(page, "make it darker");
+  await page.getByRole("button", { name: "Sending" }).waitFor();
+  await page.getByLabel("What to change").fill("make the square pink");
+  await page.locator(".entry.viewed").getByText("make it darker").waitFor();
+  await entries(page).nth(1).getByRole("link").click();
+  await page.locator(".entry:nth-child(2).viewed").waitFor();
+  expect(await page.getByLabel("What to change").inputValue()).toBe("make the square pink");
   await page.context().close();
 });
 

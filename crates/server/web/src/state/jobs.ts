@@ -40,12 +40,12 @@ export function useJobs(ready: boolean, viewed: string | null, failed: (error: u
     setList((jobs) => withJob(jobs ?? [], job));
   };
 
-  const refresh = async () => {
+  const refresh = async (): Promise<void> => {
     const before = changes.current;
     try {
       const page = await getJobs(null);
       setReachable(true);
-      if (changes.current !== before) return;
+      if (changes.current !== before) return refresh();
       setList((jobs) => withPage(jobs ?? [], page));
       if (!listed.current) setNext(page.next);
       listed.current = true;
@@ -110,7 +110,7 @@ export function useJobs(ready: boolean, viewed: string | null, failed: (error: u
   useEffect(() => {
     if (!unknown || viewed === null) return;
     getJob(viewed).then(put, (error) => {
-      openJob(null);
+      if (error instanceof Refused) openJob(null);
       failed(error);
     });
   }, [unknown, viewed]);

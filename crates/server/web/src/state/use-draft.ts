@@ -20,8 +20,10 @@ export interface Draft {
   removeSource(): void;
   /** Takes over what a job was asked, its photo too; the seed stays. */
   reuse(job: Job): Promise<void>;
-  /** It was sent, and is this job. */
-  sent(job: Job): void;
+  /** Counts what is changed by hand. */
+  version(): number;
+  /** What it was at this version is this job now. */
+  sent(job: Job, version: number): void;
   /** Makes a result the photo that is edited next. */
   editResult(job: Job, result: Result): Promise<void>;
   clear(): void;
@@ -33,24 +35,26 @@ export function useDraft(): Draft {
   const [settings, setSettings] = useState(DEFAULTS);
   const [sameAs, setSameAs] = useState<string | null>(null);
   const [begun, setBegun] = useState(false);
+  const version = useRef(0);
   // Counts what changes the photo: one that arrives after the next was asked for is late.
-  const turn = useRef(0);
+  const photos = useRef(0);
 
   const take = (blob: Blob, name: string) => {
-    turn.current += 1;
+    photos.current += 1;
     setSource({ blob, name, url: URL.createObjectURL(blob) });
   };
   const none = () => {
-    turn.current += 1;
+    photos.current += 1;
     setSource(null);
   };
   const fetched = async (url: string): Promise<Blob | null> => {
-    turn.current += 1;
-    const mine = turn.current;
+    photos.current += 1;
+    const mine = photos.current;
     const blob = await getImage(url);
-    return turn.current === mine ? blob : null;
+    return photos.current === mine ? blob : null;
   };
   const differs = (unsaved: boolean) => {
+    version.current += 1;
     setSameAs(null);
     setBegun(unsaved);
   };
@@ -91,22 +95,26 @@ export function useDraft(): Draft {
     },
     async reuse(job) {
       const { input, request } = job;
+      const before = version.current;
       if (input !== null) {
         const photo = await fetched(input.url);
-        if (photo === null) return;
+        // What was begun in the meantime is worth more.
+        if (photo === null || version.current !== before) return;
         take(photo, input.name ?? "photo");
       } else none();
       setPrompt(request.prompt);
       setSettings((before) => settingsOf(request, before.seed));
       is(job);
     },
-    sent: is,
+    version: () => version.current,
+    sent(job, sent) {
+      if (version.current === sent) is(job);
+    },
     async editResult(job, result) {
-      const photo = await fetched(result.url);
-      if (photo === null) return;
-      take(photo, fileName(job, result));
       setPrompt("");
       differs(true);
+      const photo = await fetched(result.url);
+      if (photo !== null) take(photo, fileName(job, result));
     },
     clear() {
       none();
