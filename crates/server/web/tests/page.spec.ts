@@ -103,7 +103,7 @@ test("a running job is followed after a reload, and can be cancelled", async () 
   expect(await page.title()).toMatch(/^\d+ % · retouch$/);
 
   // What comes after it waits, and is told how long the queue is.
-  await page.getByAltText("Show the photo").waitFor();
+  await page.getByRole("button", { name: "Show the photo" }).waitFor();
   await page.getByLabel("Steps").fill("4");
   await page.getByRole("button", { name: "Edit the photo" }).click();
   await page.locator(".progress").getByText("Queued, next in line").waitFor();
@@ -247,6 +247,17 @@ test("without a photo an image is made from words", async () => {
   expect(await image.evaluate((image: HTMLImageElement) => [image.naturalWidth, image.naturalHeight])).toEqual([192, 128]);
   expect(await slider(page).count()).toBe(0);
   expect(complaints).toEqual([]);
+  await page.context().close();
+});
+
+test("a photo in a format that browsers do not know is edited and compared like any other", async () => {
+  const { page } = await openPage(browser, service.url);
+  await give(page, "drop", "rgb.tiff", "image/tiff");
+  await page.getByText("This browser cannot show “rgb.tiff”").waitFor();
+  await edit(page, "make it darker");
+  await finished(page);
+  const before = page.getByAltText("Before");
+  await page.waitForFunction((image) => (image as HTMLImageElement).naturalWidth > 0, await before.elementHandle());
   await page.context().close();
 });
 

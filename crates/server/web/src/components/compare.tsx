@@ -2,6 +2,7 @@ import { useRef, useState } from "preact/hooks";
 import type { Input, Result } from "../api/types";
 import { percent } from "../text";
 import { Frame } from "./frame";
+import { InputImage } from "./input-image";
 
 // How far shapes may be apart and still be of the same picture: sizes are rounded to what the model makes.
 const SAME_SHAPE = 0.06;
@@ -59,7 +60,7 @@ export function Compare({ before, after, actual }: Props) {
       <div ref={area} class="compare" onPointerDown={press} onPointerMove={drag}>
         <img src={after.url} alt="After" draggable={false} />
         <div class="before" style={{ clipPath: `inset(0 ${100 * (1 - share)}% 0 0)` }}>
-          <img class={fit} src={before.url} alt="Before" draggable={false} />
+          <InputImage input={before} fit={fit} />
         </div>
         <span class="tag left" hidden={share < 0.2}>
           Before

@@ -4,6 +4,7 @@ import { duration, fileName, size } from "../text";
 import { Compare } from "./compare";
 import { CopyButton } from "./copy-button";
 import { Frame } from "./frame";
+import { InputImage } from "./input-image";
 import { Progress } from "./progress";
 
 interface Props {
@@ -101,7 +102,7 @@ function Unfinished({ job, step }: { job: Job; step: Step | null }) {
   return (
     <Frame width={width} height={height}>
       <div class="unfinished">
-        {job.input && <img class="same-shape" src={job.input.url} alt="Before" />}
+        {job.input && <InputImage input={job.input} fit="same-shape" />}
         {preview && (
           <img
             src={preview}

@@ -24,7 +24,7 @@ export function KeyDialog({ refused, give }: Props) {
       >
         <h2 id="key-heading">This service asks for a key</h2>
         {refused && <p role="alert">The service did not accept this key.</p>}
-        <label>
+        <label class="field">
           Key
           <input
             type="password"

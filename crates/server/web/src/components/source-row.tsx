@@ -13,8 +13,8 @@ export function SourceRow({ draft, choose }: { draft: Draft; choose(): void }) {
   }
   return (
     <div class="source">
-      <button type="button" class="thumbnail" onClick={() => openJob(null)}>
-        <img src={source.url} alt="Show the photo" />
+      <button type="button" class="thumbnail" aria-label="Show the photo" onClick={() => openJob(null)}>
+        <img src={source.url} alt="" />
       </button>
       <div class="about">
         <p title={source.name}>{source.name}</p>
