@@ -177,16 +177,15 @@ impl JobRequest {
 
     /// The command line that makes the same images; `input` is the name of the source image's file.
     pub fn command(&self, model: &str, input: Option<&str>) -> String {
-        let mut words = vec!["retouch".to_string()];
-        match input {
-            Some(input) => words.extend(["edit".into(), quoted(input)]),
-            None => words.push("generate".into()),
-        }
-        words.push(quoted(&self.prompt));
-        let mut option = |name: &str, value: Option<String>| {
-            if let Some(value) = value {
-                words.extend([name.to_string(), quoted(&value)]);
-            }
+        let file = input.map(|name| if name.starts_with('-') { format!("./{name}") } else { name.to_string() });
+        let command = if file.is_some() { "edit" } else { "generate" };
+        let values: Vec<_> = file.iter().chain([&self.prompt]).map(|value| quoted(value)).collect();
+        let mut options = Vec::new();
+        let mut option = |name: &str, value: Option<String>| match value {
+            // A value that looks like an option is one only with its name.
+            Some(value) if value.starts_with('-') => options.push(format!("{name}={}", quoted(&value))),
+            Some(value) => options.extend([name.to_string(), quoted(&value)]),
+            None => {}
         };
         option("--model", (model != retouch::models::NANO_KONTEXT_ID).then(|| model.to_string()));
         let seeds: Vec<_> = self.seeds.iter().map(u64::to_string).collect();
@@ -206,7 +205,12 @@ impl JobRequest {
             OutputFormat::Webp => Some("webp"),
         };
         option("--format", format.map(str::to_string));
-        words.join(" ")
+        let words = if self.prompt.starts_with('-') {
+            [options, vec!["--".into()], values].concat()
+        } else {
+            [values, options].concat()
+        };
+        format!("retouch {command} {}", words.join(" "))
     }
 }
 
@@ -256,6 +260,14 @@ mod tests {
         assert_eq!(command, r"retouch edit 'a photo.png' 'it'\''s $HOME `x`' --seed 7,8");
         let command = new().resolve(1).unwrap().command("owner/name", None);
         assert!(command.starts_with("retouch generate bluer --model owner/name --seed "), "{command}");
-        assert_eq!(quoted("-o"), "'-o'");
+        let dashes = NewJob {
+            prompt: "--help".into(),
+            negative_prompt: Some("-x".into()),
+            true_cfg: Some(2.0),
+            seed: Some(7),
+            ..new()
+        };
+        let command = dashes.resolve(1).unwrap().command("nano-kontext", Some("-o"));
+        assert_eq!(command, "retouch edit --seed 7 --negative-prompt='-x' --true-cfg 2 -- ./-o '--help'");
     }
 }
