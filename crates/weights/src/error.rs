@@ -1,18 +1,26 @@
 use std::path::PathBuf;
 
+/// The longest piece of a sentence that a file has a say in, in characters.
+const MOST: usize = 600;
+
+/// A reason that may quote a file, as a part of a sentence: whatever it quotes, it is one line and not endless.
+pub fn readable(reason: &str) -> String {
+    reason.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).take(MOST).collect()
+}
+
 /// What can be wrong with a model's files. Every message names the file, what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     #[error("{file}: {source}")]
     Io { file: String, source: std::io::Error },
 
-    #[error("{file}: not a usable {format} file: {reason}; download it again")]
+    #[error("{file}: not a usable {format} file: {}; download it again", readable(.reason))]
     BadFile { file: String, format: &'static str, reason: String },
 
-    #[error("{file}: not valid JSON for this purpose: {reason}")]
+    #[error("{file}: not valid JSON for this purpose: {}", readable(.reason))]
     BadJson { file: String, reason: String },
 
-    #[error("{file}: the index names the shard `{shard}`, which is absent; download it again")]
+    #[error("{file}: the index names the shard `{}`, which is absent; download it again", readable(.shard))]
     MissingShard { file: String, shard: String },
 
     #[error("{files}: tensor `{tensor}` is missing; is this file complete, and of the right model?")]
@@ -38,7 +46,7 @@ pub enum WeightsError {
     #[error("{what}: no weights found; expected {expected}")]
     NoWeights { what: String, expected: String },
 
-    #[error("{what}: {reason}")]
+    #[error("{what}: {}", readable(.reason))]
     Unsupported { what: String, reason: String },
 
     #[error("{0}: no such file or folder, and not a hub id of the form `owner/name`")]

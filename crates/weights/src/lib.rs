@@ -25,7 +25,7 @@ mod weights;
 pub use describe::{Description, FileDescription, ModelDescription, describe, describe_model};
 pub use detect::{Component, Kind, Layout, detect};
 pub use embedding::Embedding;
-pub use error::{Result, WeightsError};
+pub use error::{Result, WeightsError, readable};
 pub use folder::{Bytes, EmbeddedFiles, Folder, ModelFile};
 pub use format::Encoding;
 pub use layers::Layers;

@@ -11,6 +11,7 @@ use std::{fmt::Write, io::Cursor};
 
 use exif::{Exif, Field, In, Tag, Value, experimental::Writer};
 use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
+use retouch_weights::readable;
 
 use super::jpeg;
 use crate::{Error, Parameters, Result};
@@ -45,7 +46,8 @@ pub fn read_parameters(bytes: &[u8], name: &str) -> Result<Option<Parameters>> {
     let parse = |json: String| {
         serde_json::from_str(&json).map_err(|e| {
             refuse(format!(
-                "its stored parameters cannot be understood ({e}); was it written by another version of retouch?"
+                "its stored parameters cannot be understood ({}); was it written by another version of retouch?",
+                readable(&e.to_string())
             ))
         })
     };

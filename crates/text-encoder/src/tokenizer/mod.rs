@@ -6,7 +6,7 @@ mod t5;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use retouch_weights::{Folder, WeightsError};
+use retouch_weights::{Folder, WeightsError, readable};
 use tokenizers::Tokenizer;
 
 pub use clip::ClipTokenizer;
@@ -18,10 +18,10 @@ pub enum TokenizerError {
     #[error("{folder}: no tokenizer found; expected {expected}")]
     Missing { folder: String, expected: &'static str },
 
-    #[error("{file}: not a usable tokenizer: {reason}; download it again")]
+    #[error("{file}: not a usable tokenizer: {}; download it again", readable(.reason))]
     Unusable { file: String, reason: String },
 
-    #[error("{file}: the prompt cannot be tokenized: {reason}")]
+    #[error("{file}: the prompt cannot be tokenized: {}", readable(.reason))]
     Prompt { file: String, reason: String },
 
     /// A file of the tokenizer cannot be read.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, hash_map};
 
 use candle_core::quantized::GgmlDType;
 
-use super::{Encoding, Entry, Header, check_places};
+use super::{Encoding, Entry, Header, check};
 
 pub const MAGIC: &[u8; 4] = b"GGUF";
 
@@ -102,7 +102,7 @@ pub fn parse(file: &[u8]) -> Result<Header, String> {
         // Where that leaves the range of numbers, it is beyond the file's end as well.
         entry.start = entry.start.saturating_add(data_start);
     }
-    check_places(&tensors, file.len())?;
+    check(&tensors, file.len())?;
     Ok(Header { metadata, tensors })
 }
 
@@ -191,7 +191,8 @@ impl<'a> Rest<'a> {
             3 => i16::from_le_bytes(self.array()?).to_string(),
             4 => self.u32()?.to_string(),
             5 => i32::from_le_bytes(self.array()?).to_string(),
-            6 => f32::from_le_bytes(self.array()?).to_string(),
+            // With an exponent where it is shorter: all digits of a tiny number are hundreds.
+            6 => format!("{:?}", f32::from_le_bytes(self.array()?)),
             7 => (self.array::<1>()? != [0]).to_string(),
             8 => self.string()?,
             9 => {
@@ -206,7 +207,7 @@ impl<'a> Rest<'a> {
             }
             10 => self.u64()?.to_string(),
             11 => i64::from_le_bytes(self.array()?).to_string(),
-            12 => f64::from_le_bytes(self.array()?).to_string(),
+            12 => format!("{:?}", f64::from_le_bytes(self.array()?)),
             _ => return None,
         };
         Some(Some(text))

@@ -96,22 +96,37 @@ impl Header {
         };
         parsed.map_err(|reason| match recognise_other(&file.bytes) {
             Some(what) => WeightsError::Unsupported { what: file.name.clone(), reason: what.to_string() },
-            None => WeightsError::BadFile { file: file.name.clone(), format, reason: short(&reason) },
+            None => WeightsError::BadFile { file: file.name.clone(), format, reason },
         })
     }
-}
-
-/// A reason as a part of a sentence, whatever names out of the file it holds.
-fn short(reason: &str) -> String {
-    const MOST: usize = 250;
-    reason.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).take(MOST).collect()
 }
 
 pub fn is_gguf(file: &ModelFile) -> bool {
     file.bytes.starts_with(MAGIC)
 }
 
-/// Refuses tensors that reach beyond the file's end or into each other.
+/// The longest name of a tensor, in bytes, and the most axes: several times what any model has.
+const MAX_NAME: usize = 1024;
+const MAX_AXES: usize = 8;
+
+/// The most values of a tensor: their bytes and strides can be counted, whatever they are converted to.
+const MAX_VALUES: usize = 1 << 48;
+
+/// Refuses names and shapes that no tensor has, and tensors that reach beyond the file's end or into each other.
+fn check(tensors: &HashMap<String, Entry>, file_len: usize) -> std::result::Result<(), String> {
+    for (name, Entry { shape, .. }) in tensors {
+        if name.len() > MAX_NAME || name.contains(char::is_control) {
+            return Err(format!("no tensor has the name `{name}`"));
+        }
+        // One of no values, or in an encoding of unknown size, is not bounded by its bytes.
+        let values = shape.iter().try_fold(1_usize, |n, &size| n.checked_mul(size.max(1)));
+        if shape.len() > MAX_AXES || values.is_none_or(|values| values > MAX_VALUES) {
+            return Err(format!("tensor `{name}` has the shape {shape:?}, which no tensor has"));
+        }
+    }
+    check_places(tensors, file_len)
+}
+
 fn check_places(tensors: &HashMap<String, Entry>, file_len: usize) -> std::result::Result<(), String> {
     let mut in_order: Vec<_> = tensors.iter().collect();
     in_order.sort_by_key(|(_, entry)| (entry.start, entry.len));

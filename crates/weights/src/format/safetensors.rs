@@ -4,23 +4,65 @@
 //! the data. <https://github.com/huggingface/safetensors#format>. The checks are our own because a header is what a
 //! damaged or wrong file shows first, and the message should say which tensor is at fault.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map},
+    fmt,
+};
 
 use retouch_kernels::Fp8;
 use safetensors::{Dtype, tensor::TensorInfo};
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, Visitor},
+};
 
-use super::{Encoding, Entry, Header, check_places};
+use super::{Encoding, Entry, Header, check};
 
 /// The reference implementation's limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-#[derive(Deserialize)]
+/// The entry of the header that is no tensor.
+const METADATA: &str = "__metadata__";
+
+#[derive(Default)]
 struct Json {
-    #[serde(rename = "__metadata__", default)]
-    metadata: Option<BTreeMap<String, String>>,
-    #[serde(flatten)]
+    metadata: BTreeMap<String, String>,
     tensors: HashMap<String, TensorInfo>,
+}
+
+/// Entry by entry: serde's own flattening would first hold all of the header in a form many times as large, and of two tensors
+/// of the same name keep the second.
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object with an entry for each tensor")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Json, M::Error> {
+        let mut json = Json::default();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                json.metadata = map.next_value::<Option<_>>()?.unwrap_or_default();
+                continue;
+            }
+            match json.tensors.entry(name) {
+                hash_map::Entry::Vacant(free) => free.insert(map.next_value()?),
+                hash_map::Entry::Occupied(taken) => {
+                    return Err(M::Error::custom(format!("it has two tensors named `{}`", taken.key())));
+                }
+            };
+        }
+        Ok(json)
+    }
 }
 
 pub fn parse(bytes: &[u8]) -> Result<Header, String> {
@@ -39,8 +81,8 @@ pub fn parse(bytes: &[u8]) -> Result<Header, String> {
         Ok((name, entry))
     });
     let tensors = tensors.collect::<Result<_, String>>()?;
-    check_places(&tensors, bytes.len())?;
-    Ok(Header { metadata: json.metadata.unwrap_or_default(), tensors })
+    check(&tensors, bytes.len())?;
+    Ok(Header { metadata: json.metadata, tensors })
 }
 
 fn entry(name: &str, info: TensorInfo, data_start: usize, data_len: usize) -> Result<Entry, String> {
