@@ -13,7 +13,7 @@ use exif::{Exif, Field, In, Tag, Value, experimental::Writer};
 use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
 use retouch_weights::readable;
 
-use super::jpeg;
+use super::{jpeg, webp};
 use crate::{Error, Parameters, Result};
 
 /// The keyword of the PNG chunk that holds the JSON.
@@ -71,6 +71,9 @@ fn jpeg_text(bytes: &[u8], format: ImageFormat) -> Option<String> {
 
 /// The JSON in the EXIF of a file, if retouch wrote it. EXIF that is damaged or of others is not ours.
 fn exif_text(bytes: &[u8], format: ImageFormat) -> Option<String> {
+    if format == ImageFormat::WebP && !webp::is_whole(bytes) {
+        return None;
+    }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(Limits::default());
     let block = reader.into_decoder().ok()?.exif_metadata().ok()??;

@@ -7,6 +7,7 @@ mod metadata;
 mod pixels;
 mod read;
 mod resize;
+mod webp;
 mod write;
 
 pub use image::RgbImage;

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
 
-use super::jpeg;
+use super::{jpeg, webp};
 use crate::{Error, Result};
 
 /// The largest image that is read, in pixels. A file's header can promise any size: this bounds the memory it takes.
@@ -37,6 +37,10 @@ pub fn read_image_up_to(max_pixels: u64, bytes: &[u8], name: &str) -> Result<Rgb
         refuse(format!("cannot be read as {label} ({e}); the file may be damaged or incomplete"))
     };
 
+    // Before the decoder sees it, see there.
+    if format == ImageFormat::WebP && !webp::is_whole(bytes) {
+        return Err(refuse("is a truncated WebP (it claims more than it has); get a complete copy".into()));
+    }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits(MAX_HEADER_BYTES));
     let mut decoder = reader.into_decoder().map_err(broken)?;
