@@ -182,3 +182,26 @@ fn unusable_files_are_named_with_the_reason() -> Outcome {
     assert!(t5().contains("tokenizer.json: not a usable tokenizer"), "{}", t5());
     Ok(())
 }
+
+/// What the fuzzer found, as each of the files: a sentence, or as many tokens as asked for.
+#[test]
+fn found_files_do_no_harm() -> Outcome {
+    let found = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/hostile/tokenizers");
+    for file in fs::read_dir(found)? {
+        let bytes = fs::read(file?.path())?;
+        for name in ["tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "tokenizer_config.json"] {
+            let folder = copy_of("tokenizer", &["vocab.json", "merges.txt"])?;
+            fs::write(folder.path().join(name), &bytes)?;
+            let of = Folder::on_disk(folder.path());
+            let clip = ClipTokenizer::open(&of).and_then(|clip| clip.encode("a red hat", 77));
+            let t5 = T5Tokenizer::open(&of).and_then(|t5| t5.encode("a red hat", 77));
+            for encoded in [clip, t5] {
+                match encoded {
+                    Ok(encoded) => assert_eq!(encoded.ids.len(), 77),
+                    Err(refused) => assert!(!refused.to_string().contains('\n'), "{refused}"),
+                }
+            }
+        }
+    }
+    Ok(())
+}

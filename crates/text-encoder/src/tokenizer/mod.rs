@@ -63,17 +63,15 @@ impl FixedLength {
 
     fn from_json(folder: &Folder, end: &str, pad: &str) -> Result<Self> {
         let file = folder.open("tokenizer.json")?;
-        let tokenizer = Tokenizer::from_bytes(&*file.bytes).map_err(|e| unusable(&file.name, e))?;
-        Self::new(tokenizer, file.name, end, pad)
+        let tokenizer = guarded(&file.name, "it is damaged", || Tokenizer::from_bytes(&*file.bytes))?;
+        Self::new(tokenizer.map_err(|e| unusable(&file.name, e))?, file.name, end, pad)
     }
 
     /// Padded at the end, or cut so that the end-of-text token stays the last one.
     ///
     /// Source: `padding="max_length", truncation=True` of transformers' `PreTrainedTokenizerFast`.
     fn encode(&self, prompt: &str, max_length: usize) -> Result<TokenIds> {
-        // The crate indexes the normalizer's tables unchecked: with a damaged file it panics here, not when opening.
-        let encoding = catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(prompt, true)))
-            .map_err(|_| unusable(&self.file, "its tables contradict each other"))?
+        let encoding = guarded(&self.file, CONTRADICTION, || self.tokenizer.encode_fast(prompt, true))?
             .map_err(|e| TokenizerError::Prompt { file: self.file.clone(), reason: e.to_string() })?;
         let mut ids = encoding.get_ids().to_vec();
         let cut = (ids.len() > max_length).then_some(ids.len());
@@ -84,6 +82,14 @@ impl FixedLength {
         Ok(TokenIds { ids, cut })
     }
 }
+
+/// What `f` makes by the tokenizers' crate. That panics for some errors in a file's JSON, and where tables point outside of
+/// each other, which it checks neither when it reads them nor when it uses them: `reason` then says why.
+fn guarded<T>(file: &str, reason: &str, f: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|_| unusable(file, reason))
+}
+
+const CONTRADICTION: &str = "its tables contradict each other";
 
 fn unusable(file: &str, reason: impl std::fmt::Display) -> TokenizerError {
     TokenizerError::Unusable { file: file.to_string(), reason: reason.to_string() }
