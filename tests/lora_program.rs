@@ -34,6 +34,14 @@ fn an_edit_stores_its_loras_and_repeats_with_them() {
     assert!(said.contains("style.safetensors at 0.75") && said.contains("common.safetensors at -0.5"), "{said}");
     place.run(&["edit", "--from", "a.png", "-o", "again.png"]).lines();
     assert_eq!(place.bytes("again.png"), place.bytes("a.png"));
+    // A file of the same name is another LoRA: said, and used.
+    let style = place.bytes("style.safetensors");
+    place.write("style.safetensors", fs::read(file("fal.safetensors")).unwrap());
+    let other = place.run(&["edit", "--from", "a.png", "-o", "other.png"]);
+    assert!(other.stderr.contains("style.safetensors is not the LoRA that a.png was made with"), "{}", other.stderr);
+    assert_ne!(place.pixels("other.png"), place.pixels("a.png"));
+    place.write("style.safetensors", style);
+    assert!(!place.run(&["edit", "--from", "a.png", "-o", "same.png"]).stderr.contains("is not the LoRA"));
     // One that is given takes the place of those that are stored; at 0 it does nothing.
     place.run(&["edit", "--from", "a.png", "-o", "off.png", "--lora", "style.safetensors:0"]).lines();
     assert_eq!(place.pixels("off.png"), place.pixels("plain.png"));

@@ -77,7 +77,7 @@ fn repeat(
     let batch = stored.batch.filter(|_| common.settings.seed.is_empty() && common.settings.num_images.is_none());
     let guidance = common.settings.guidance.is_none();
     if common.settings.lora.is_none() {
-        lora::check_stored(from, &stored)?;
+        lora::check_stored(from, &stored, console)?;
     }
     common.settings = common.settings.or(&SettingsArgs::from(&stored));
     common.run.device = common.run.device.or_else(|| stored.device.parse().ok());

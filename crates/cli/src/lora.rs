@@ -6,6 +6,7 @@ use retouch::{Lora, Parameters, StoredLora};
 use serde::{Deserialize, Deserializer};
 
 use crate::{
+    console::Console,
     failure::{Failure, Result},
     files::display,
     settings,
@@ -50,18 +51,23 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::R
     texts.iter().map(|text| settings::from_text(text)).collect::<std::result::Result<_, _>>().map(Some)
 }
 
-/// Refuses to repeat an edit whose LoRAs are no longer where they were.
-pub fn check_stored(from: &Path, stored: &Parameters) -> Result<()> {
-    let gone = stored.loras.iter().find(|lora| !Lora::from(*lora).file.is_file());
-    match gone {
-        None => Ok(()),
-        Some(gone) => Err(Failure::Failed(format!(
+/// Refuses to repeat an edit whose LoRAs are no longer where they were, and notes those that are no longer what they were.
+pub fn check_stored(from: &Path, stored: &Parameters, console: &Console) -> Result<()> {
+    if let Some(gone) = stored.loras.iter().find(|lora| !Lora::from(*lora).file.is_file()) {
+        return Err(Failure::Failed(format!(
             "{}: the LoRA that it was made with ({}) is no longer there; give all of its LoRAs where they are now: {}",
             display(from),
             gone.file,
             stored.loras.iter().map(flag).collect::<Vec<_>>().join(" "),
-        ))),
+        )));
     }
+    for lora in &stored.loras {
+        if !lora.is_unchanged()? {
+            let (file, from) = (&lora.file, display(from));
+            console.note(&format!("note: {file} is not the LoRA that {from} was made with: results differ"));
+        }
+    }
+    Ok(())
 }
 
 fn flag(lora: &StoredLora) -> String {

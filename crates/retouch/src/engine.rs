@@ -22,7 +22,7 @@ use tracing::debug;
 
 use crate::{
     Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelRules, ModelSource, Observer,
-    Parameters, Precision, Profile, Result, Seeds, Settings, Stage, StoredLora, Timings, Trace,
+    Parameters, Precision, Profile, Result, Seeds, Settings, Stage, Timings, Trace,
     flux1::{Flux1, Steps, proceed},
     image,
     memory::{Budget, MemoryPlan, ModelMemory, Work, free_of, give_back},
@@ -369,7 +369,7 @@ impl Engine {
             quantize: self.quantize.map(|target| target.to_string()),
             device: self.device_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_string(),
-            loras: request.loras.iter().map(StoredLora::from).collect(),
+            loras: self.model.loras().stored().to_vec(),
             lora_partial: request.lora_partial,
         }
     }

@@ -192,6 +192,10 @@ impl Flux1 {
         Ok(())
     }
 
+    pub fn loras(&self) -> &Loras {
+        &self.loras
+    }
+
     /// Embeds the prompts. `prefix` tells them apart in the trace.
     pub fn encode_prompts(
         &mut self,

@@ -1,10 +1,18 @@
 //! The LoRAs that a model is used with.
 
-use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use candle_core::{DType, Device};
 use retouch_weights::{Adapters, Component, LoraFile};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tracing::debug;
 
 use crate::{
@@ -28,12 +36,37 @@ pub struct StoredLora {
     /// As [`crate::Parameters::model`] names files.
     pub file: String,
     pub scale: f64,
+    /// SHA-256 over the file's bytes, to find out whether a repeated edit is made with the same; older images have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
-impl From<&Lora> for StoredLora {
-    fn from(lora: &Lora) -> Self {
-        Self { file: to_stored(&lora.file), scale: lora.scale }
+impl StoredLora {
+    /// Whether the file holds now what it held then, as far as that is stored.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn is_unchanged(&self) -> Result<bool> {
+        match &self.sha256 {
+            Some(sha256) => Ok(*sha256 == sha256_of(&from_stored(&self.file))?),
+            None => Ok(true),
+        }
     }
+}
+
+/// In lower-case hex. Some of the file at a time: nothing of it stays in memory.
+fn sha256_of(file: &Path) -> Result<String> {
+    let digest = || -> io::Result<_> {
+        let (mut file, mut sha256, mut part) = (File::open(file)?, Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut part)? {
+                0 => return Ok(sha256.finalize()),
+                read => sha256.update(&part[..read]),
+            }
+        }
+    };
+    let digest = digest().map_err(|source| Error::Io { file: file.display().to_string(), source })?;
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl From<&StoredLora> for Lora {
@@ -50,6 +83,7 @@ const COMPONENTS: [Component; 3] = [Component::Transformer, Component::Clip, Com
 pub(crate) struct Loras {
     /// What they were opened from.
     identity: Vec<Identity>,
+    stored: Vec<StoredLora>,
     partial: bool,
     adapters: HashMap<Component, Arc<Adapters>>,
 }
@@ -74,11 +108,13 @@ impl Loras {
                 reason: other.to_string(),
             }),
         };
-        let mut files = Vec::with_capacity(wanted.len());
+        let (mut files, mut stored) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));
         for lora in wanted {
             let file = LoraFile::open(&lora.file)?;
             file.check_places(partial, weights)?;
             debug!(file = file.name(), scale = lora.scale, description = ?file.describe(), "LoRA opened");
+            let sha256 = Some(sha256_of(&lora.file)?);
+            stored.push(StoredLora { file: to_stored(&lora.file), scale: lora.scale, sha256 });
             // Even one that does nothing was opened, so that a wrong name is noticed.
             if lora.scale != 0.0 {
                 files.push((Arc::new(file), lora.scale));
@@ -90,12 +126,17 @@ impl Loras {
                 adapters.insert(component, Arc::new(Adapters::new(&files, component, &weights(component)?)?));
             }
         }
-        Ok(Self { identity, partial, adapters })
+        Ok(Self { identity, stored, partial, adapters })
     }
 
     /// Whether these are the files as they are now.
     pub fn are(&self, wanted: &[Lora], partial: bool) -> Result<bool> {
         Ok(self.partial == partial && self.identity == identities(wanted)?)
+    }
+
+    /// As an image made with them stores them.
+    pub fn stored(&self) -> &[StoredLora] {
+        &self.stored
     }
 
     pub fn of(&self, component: Component) -> Option<Arc<Adapters>> {

@@ -193,7 +193,11 @@ mod tests {
             quantize: None,
             device: "cpu".to_string(),
             version: "0.1.0".to_string(),
-            loras: vec![StoredLora { file: "~/loras/stil:ø.safetensors".to_string(), scale: -0.75 }],
+            loras: vec![StoredLora {
+                file: "~/loras/stil:ø.safetensors".to_string(),
+                scale: -0.75,
+                sha256: Some("ff00".to_string()),
+            }],
             lora_partial: true,
         }
     }
