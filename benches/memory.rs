@@ -1,10 +1,11 @@
 //! How near the memory planner's predictions are: the peak of each stage of an edit on the CPU as planned, beside the peak
 //! of the process (`VmHWM`, less what it had before the model was opened).
 //!
-//! `cargo bench --bench memory [-- nano] [wide] [vae]`; Linux only. `nano` is the embedded model at several sizes, `wide` a
-//! transformer of FLUX.1's width with 2 + 4 blocks and random weights (2.5 GB on disk for the time), `vae` FLUX.1's VAE
-//! with random weights. Every edit is a process of its own, run once without a limit, and with limits below that until the
-//! planner refuses.
+//! `cargo bench --bench memory [-- nano] [wide] [lora] [merged] [vae]`; Linux only. `nano` is the embedded model at several
+//! sizes, `wide` a transformer of FLUX.1's width with 2 + 4 blocks and random weights (2.5 GB on disk for the time), `lora` the
+//! same with a LoRA of rank 256 beside all of its blocks' matrices, `merged` the same again, computed in bf16, which has it
+//! merged, `vae` FLUX.1's VAE with random weights. Every edit is a process of its own, run once without a limit, and with
+//! limits below that until the planner refuses.
 
 #[path = "support/random.rs"]
 mod random;
@@ -16,13 +17,17 @@ use std::{
 };
 
 use retouch::{
-    Control, EditRequest, Engine, EngineOptions, Event, MemoryPlan, ModelSource, NoProgress, OutputSize, ReferenceSize,
-    Seeds, Stage, image::RgbImage, memory::Pixels, models::NANO_KONTEXT,
+    Control, EditRequest, Engine, EngineOptions, Event, Lora, MemoryPlan, ModelSource, NoProgress, OutputSize,
+    Precision, ReferenceSize, Seeds, Stage, image::RgbImage, memory::Pixels, models::NANO_KONTEXT,
 };
 use retouch_flow::FluxConfig;
 use serde::{Deserialize, Serialize};
 
-const MODELS: [(&str, &[usize]); 3] = [("nano", &[256, 512, 1024]), ("wide", &[256, 512]), ("vae", &[512, 1024])];
+const MODELS: [(&str, &[usize]); 5] =
+    [("nano", &[256, 512, 1024]), ("wide", &[256, 512]), ("lora", &[256]), ("merged", &[256]), ("vae", &[512, 1024])];
+
+/// In a model's folder.
+const LORA: &str = "lora.safetensors";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -92,11 +97,17 @@ fn one(model: &str, side: usize, limit: Option<u64>) {
         size: OutputSize::Exact { width: side, height: side },
         reference_size: ReferenceSize::Exact { width: side, height: side },
         seeds: Seeds::Each(vec![1]),
+        loras: Some(Path::new(model).join(LORA))
+            .filter(|file| file.exists())
+            .map(|file| Lora { file, scale: 1.0 })
+            .into_iter()
+            .collect(),
         ..Default::default()
     };
+    let precision = model.ends_with("merged").then_some(Precision::Bf16);
     let source = ModelSource { base: Some(model.to_string()), ..Default::default() };
     let before = status("VmRSS:");
-    let options = EngineOptions { vram_limit: limit, ..Default::default() };
+    let options = EngineOptions { vram_limit: limit, precision, ..Default::default() };
     let mut engine = Engine::open(&source, options, &mut NoProgress).unwrap();
     let mut plan: Option<MemoryPlan> = None;
     let mut peaks: Vec<(Stage, u64)> = Vec::new();
@@ -187,6 +198,9 @@ fn make(name: &str, model: &Path) {
         ..FluxConfig::dev()
     };
     random::write(&weights("transformer"), &random::flux(&config));
+    if name != "wide" {
+        random::write(&model.join(LORA), &random::lora(&config, 256));
+    }
     let json = serde_json::json!({
         "in_channels": config.in_channels, "num_layers": config.num_layers,
         "num_single_layers": config.num_single_layers, "attention_head_dim": config.attention_head_dim,

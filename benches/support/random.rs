@@ -86,6 +86,20 @@ pub fn flux(config: &FluxConfig) -> Shapes {
     shapes
 }
 
+/// A LoRA of that rank for all matrices of a transformer's blocks but those of the modulation.
+pub fn lora(config: &FluxConfig, rank: usize) -> Shapes {
+    let is_changed = |name: &str| name.contains("_blocks.") && name.ends_with(".weight") && !name.contains("mod");
+    let matrices = flux(config).into_iter().filter(|(name, _)| is_changed(name));
+    let pair = |(name, shape): (String, Vec<usize>)| {
+        let layer = name.trim_end_matches(".weight");
+        [
+            (format!("{layer}.lora_A.weight"), vec![rank, shape[1]]),
+            (format!("{layer}.lora_B.weight"), vec![shape[0], rank]),
+        ]
+    };
+    matrices.flat_map(pair).collect()
+}
+
 /// The shapes of FLUX.1's VAE in Black Forest Labs' naming.
 pub fn vae() -> Shapes {
     const CHANNELS: [usize; 4] = [128, 256, 512, 512];

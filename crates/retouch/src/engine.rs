@@ -14,7 +14,7 @@ use retouch_flow::{
 use retouch_kernels::{Kernels, Profiled};
 use retouch_sampler::{Schedule, TorchGenerator, denoise, guide};
 use retouch_weights::{
-    WeightsError,
+    Component, WeightsError,
     convert::Target,
     hub::{DownloadProgress, HubOptions},
 };
@@ -316,6 +316,8 @@ impl Engine {
 
     /// What stays in memory in each stage.
     fn plan(&self, request: &EditRequest, settings: &Settings) -> Result<MemoryPlan> {
+        let text_loras = self.model.lora_bytes(&[Component::Clip, Component::T5])?;
+        let transformer_loras = self.model.lora_bytes(&[Component::Transformer])?;
         let work = |keep_loaded| Work {
             output: settings.output,
             reference: settings.reference,
@@ -324,7 +326,8 @@ impl Engine {
             text_tokens: settings.max_sequence_length,
             steps: settings.steps,
             step_cache: request.cache.is_some(),
-            loras: request.loras.iter().filter_map(|lora| lora.file.metadata().ok()).map(|file| file.len()).sum(),
+            text_loras,
+            transformer_loras,
             keep_loaded,
         };
         let fastest = |keep_loaded| MemoryPlan::fastest(&self.memory, &work(keep_loaded), self.budget);

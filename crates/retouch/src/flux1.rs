@@ -12,7 +12,7 @@ use retouch_kernels::Kernels;
 use retouch_sampler::Schedule;
 use retouch_text_encoder::{ClipConfig, ClipEncoder, ClipTokenizer, T5Config, T5Encoder, T5Tokenizer};
 use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
-use retouch_weights::{Component, Weights, convert::Target};
+use retouch_weights::{Component, LoraBytes, Weights, convert::Target};
 use tracing::debug;
 
 use crate::{
@@ -194,6 +194,19 @@ impl Flux1 {
 
     pub fn loras(&self) -> &Loras {
         &self.loras
+    }
+
+    /// What the LoRAs take beside parts that are there together.
+    pub fn lora_bytes(&self, components: &[Component]) -> Result<LoraBytes> {
+        let mut bytes = LoraBytes::default();
+        for &component in components {
+            let Some(adapters) = self.loras.of(component) else { continue };
+            let weights = self.files.weights(component, self.precision.dtype(), &Device::Cpu)?.with_adapters(adapters);
+            let LoraBytes { resident, merging } = self.quantised(component, weights).lora_bytes()?;
+            bytes.resident += resident;
+            bytes.merging = bytes.merging.max(merging);
+        }
+        Ok(bytes)
     }
 
     /// Embeds the prompts. `prefix` tells them apart in the trace.

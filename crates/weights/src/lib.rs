@@ -30,7 +30,7 @@ pub use folder::{Bytes, EmbeddedFiles, Folder, ModelFile};
 pub use format::Encoding;
 pub use layers::Layers;
 pub use linear::Linear;
-pub use lora::{Adapters, LoraDescription, LoraFile};
+pub use lora::{Adapters, LoraBytes, LoraDescription, LoraFile};
 pub use matrix::Matrix;
 pub use model_index::Pipeline;
 pub use shapes::{ClipShape, FluxShape, T5Shape, VaeShape};

@@ -154,21 +154,25 @@ impl Store {
 
     /// The matrix `name` as it is in the file, where that is in fewer bits than `dtype`.
     pub fn packed(&self, name: &str, dtype: DType, device: &Device) -> Result<Option<Part>> {
+        if !self.stays_packed(name, dtype)? {
+            return Ok(None);
+        }
         let (entry, bytes) = self.located(name)?;
-        let scale = self.scale(name)?;
+        let &[rows, columns] = entry.shape.as_slice() else { return Ok(None) };
+        let part = format::part(&entry.encoding, bytes, (rows, columns), self.scale(name)?, device)?;
+        self.release(name);
+        Ok(Some(part))
+    }
+
+    /// Whether `name` is a matrix in fewer bits than `dtype`.
+    pub fn stays_packed(&self, name: &str, dtype: DType) -> Result<bool> {
+        let (entry, _) = self.located(name)?;
         let narrower = match entry.encoding {
             Encoding::Blocks(_) | Encoding::Fp8(_) => true,
-            Encoding::F16 | Encoding::Bf16 => dtype.size_in_bytes() > 2 && scale == 1.0,
+            Encoding::F16 | Encoding::Bf16 => dtype.size_in_bytes() > 2 && self.scale(name)? == 1.0,
             _ => false,
         };
-        match entry.shape.as_slice() {
-            &[rows, columns] if narrower => {
-                let part = format::part(&entry.encoding, bytes, (rows, columns), scale, device)?;
-                self.release(name);
-                Ok(Some(part))
-            }
-            _ => Ok(None),
-        }
+        Ok(narrower && entry.shape.len() == 2)
     }
 
     /// The rows `range` of the tensor `name` along its first axis, in f32 on the CPU: `[rows, elements of a row]`.

@@ -251,6 +251,25 @@ impl Weights {
         }
     }
 
+    pub(crate) fn adapters(&self) -> Option<&Arc<Adapters>> {
+        self.adapters.as_ref()
+    }
+
+    /// Whether a parameter is a matrix that has fewer bits in memory than are computed with, by its whole name.
+    pub(crate) fn stays_packed(&self, full_name: &str, shape: &[usize]) -> Result<bool> {
+        let &[out, input] = shape else { return Ok(false) };
+        let recipe = self.naming.recipe(full_name);
+        if self.quantised_as(&recipe, (out, input), full_name).is_some() {
+            return Ok(true);
+        }
+        for part in recipe.parts() {
+            if self.store.stays_packed(part, self.dtype)? {
+                return Ok(!matches!(recipe, Recipe::Reshaped(_)));
+            }
+        }
+        Ok(false)
+    }
+
     /// What LoRAs add to the output of this layer of `out` outputs, if its matrix stays as it is.
     pub(crate) fn added(&self, out: usize) -> Result<Option<Added>> {
         let Some(adapters) = &self.adapters else { return Ok(None) };

@@ -7,7 +7,7 @@ use retouch_flow::{FluxConfig, FluxTransformer};
 use retouch_models::{ModelDefaults, defaults_for};
 use retouch_text_encoder::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
-use retouch_weights::{Component, Counted, Linear, Weights, convert::Target};
+use retouch_weights::{Component, Counted, Linear, LoraBytes, Weights, convert::Target};
 
 use super::{DeviceKind, Work};
 use crate::{
@@ -145,7 +145,8 @@ impl ModelMemory {
             text_tokens: defaults.max_sequence_length,
             steps: defaults.steps,
             step_cache: false,
-            loras: 0,
+            text_loras: LoraBytes::default(),
+            transformer_loras: LoraBytes::default(),
             keep_loaded: false,
         })
     }

@@ -91,6 +91,8 @@ impl MemoryPlan {
         let all = model.clip
             + model.t5_layers.with(usize::MAX)
             + model.transformer.with(usize::MAX)
+            + work.text_loras.resident
+            + work.transformer_loras.resident
             + planner.vae_bytes(Way::Encode)
             + planner.vae_bytes(Way::Decode);
         match (Planner { kept: all, ..planner }).plan() {
@@ -188,55 +190,51 @@ impl Planner<'_> {
         peak <= self.budget.device
     }
 
-    /// The most layers for which a stage fits beside `other`.
-    fn layers(&self, part: &LayerBytes, other: u64) -> Option<Resident> {
-        let of = part.layers.len();
-        let fitting = (1.min(of)..=of).rev().find(|&layers| self.fits(other + part.with(layers)));
+    /// The most layers for which a stage fits.
+    fn layers(&self, stage: &Beside<'_>) -> Option<Resident> {
+        let of = stage.part.layers.len();
+        let fitting = (1.min(of)..=of).rev().find(|&layers| self.fits(stage.peak(layers)));
         fitting.map(|layers| Resident { layers, of })
     }
 
     fn text(&self) -> Result<(Resident, StagePlan)> {
-        let part = &self.model.t5_layers;
-        let kept = self.kept.saturating_sub(part.with(usize::MAX) + self.model.clip);
-        let other = self.carried + kept + self.model.clip + self.work.text(self.model, self.budget.kind);
-        let Some(resident) = self.layers(part, other) else {
-            return Err(self.refusal("the text encoders need", other + part.with(1), SMALLER_MODEL));
+        let (part, loras) = (&self.model.t5_layers, self.work.text_loras);
+        let kept = self.kept.saturating_sub(part.with(usize::MAX) + self.model.clip + loras.resident);
+        let stays = kept + self.model.clip + loras.resident;
+        let computing = self.work.text(self.model, self.budget.kind);
+        let stage = Beside { part, other: self.carried + stays, computing, merging: loras.merging };
+        let Some(resident) = self.layers(&stage) else {
+            return Err(self.refusal("the text encoders need", stage.peak(1), SMALLER_MODEL));
         };
-        Ok((resident, self.stage(Stage::TextEncoders, part, resident, other, kept + self.model.clip)))
+        Ok((resident, stage.plan(Stage::TextEncoders, resident, stays)))
     }
 
     fn transformer(&self) -> Result<(Resident, Option<usize>, StagePlan)> {
-        let part = &self.model.transformer;
-        let kept = self.kept.saturating_sub(part.with(usize::MAX));
-        let other = |mlp| self.carried + kept + self.work.step(self.model, self.budget.kind, mlp);
+        let (part, loras) = (&self.model.transformer, self.work.transformer_loras);
+        let stays = self.kept.saturating_sub(part.with(usize::MAX) + loras.resident) + loras.resident;
+        let beside = |mlp| {
+            let computing = self.work.step(self.model, self.budget.kind, mlp);
+            Beside { part, other: self.carried + stays, computing, merging: loras.merging }
+        };
         // The modulation's layers are there before the blocks are.
-        let before = self.carried + self.kept + self.model.modulation;
+        let before = self.carried + self.kept + self.model.modulation + loras.merging;
         // Runs of tokens cost less than reading blocks does.
-        let (whole, runs) = (other(None), other(Some(MLP_TOKENS)));
+        let (whole, runs) = (beside(None), beside(Some(MLP_TOKENS)));
         let all = part.layers.len();
-        let (mlp, fitting) = match self.layers(part, whole) {
+        let (mlp, fitting) = match self.layers(&whole) {
             Some(resident) if resident.layers == all => (None, Some(resident)),
             // What runs do not lower is not done in runs.
-            _ if runs >= whole => (None, self.layers(part, whole)),
-            _ => (Some(MLP_TOKENS), self.layers(part, runs)),
+            _ if runs.computing >= whole.computing => (None, self.layers(&whole)),
+            _ => (Some(MLP_TOKENS), self.layers(&runs)),
         };
-        let other = other(mlp);
+        let beside = beside(mlp);
         match fitting {
             Some(resident) if self.fits(before) => {
-                let mut stage = self.stage(Stage::Transformer, part, resident, other, kept);
+                let mut stage = beside.plan(Stage::Transformer, resident, stays);
                 stage.peak = stage.peak.max(before);
                 Ok((resident, mlp, stage))
             }
-            _ => Err(self.refusal("the transformer needs", (other + part.with(1)).max(before), SMALLER_IMAGE)),
-        }
-    }
-
-    fn stage(&self, stage: Stage, part: &LayerBytes, resident: Resident, other: u64, kept: u64) -> StagePlan {
-        StagePlan {
-            stage,
-            resident: kept + part.fixed + part.layers.iter().take(resident.layers).sum::<u64>(),
-            peak: other + part.with(resident.layers),
-            read_per_pass: part.read(resident.layers),
+            _ => Err(self.refusal("the transformer needs", beside.peak(1).max(before), SMALLER_IMAGE)),
         }
     }
 
@@ -286,12 +284,44 @@ impl Planner<'_> {
     }
 }
 
+/// A part of layers in its stage, and what else takes memory then.
+struct Beside<'a> {
+    part: &'a LayerBytes,
+    /// What is there all the time.
+    other: u64,
+    computing: u64,
+    /// By LoRAs, while a layer is read.
+    merging: u64,
+}
+
+impl Beside<'_> {
+    /// With that many layers in memory.
+    fn peak(&self, layers: usize) -> u64 {
+        let all = layers >= self.part.layers.len();
+        // Where all layers are read before the computation, the two are not there together.
+        let work = if all { self.computing.max(self.merging) } else { self.computing + self.merging };
+        self.other + self.part.with(layers) + work
+    }
+
+    /// `stays` are the parameters that are there beside the part's.
+    fn plan(&self, stage: Stage, Resident { layers, .. }: Resident, stays: u64) -> StagePlan {
+        StagePlan {
+            stage,
+            resident: stays + self.part.fixed + self.part.layers.iter().take(layers).sum::<u64>(),
+            peak: self.peak(layers),
+            read_per_pass: self.part.read(layers),
+        }
+    }
+}
+
 const SMALLER_MODEL: &str = "use text encoders in fewer bits";
 const SMALLER_IMAGE: &str =
     "make the result smaller (--width, --height) or the reference (--reference-size), or use a model in fewer bits";
 
 #[cfg(test)]
 mod tests {
+    use retouch_weights::LoraBytes;
+
     use super::*;
     use crate::{ModelSource, Precision};
 
@@ -312,7 +342,8 @@ mod tests {
             text_tokens: 512,
             steps: 28,
             step_cache: false,
-            loras: 0,
+            text_loras: LoraBytes::default(),
+            transformer_loras: LoraBytes::default(),
             keep_loaded: false,
         }
     }
@@ -396,6 +427,28 @@ mod tests {
         assert!(stage.peak <= 3 * GB);
         // A full host does not take them.
         assert!(Planner { budget: Budget { host: GB, ..small }, ..planner }.pixels(Way::Decode, (2048, 2048)).is_err());
+    }
+
+    #[test]
+    fn loras_take_room_beside_their_part() {
+        let (model, free) = (model("q8_0"), budget(24 * GB));
+        let peaks = |text_loras, transformer_loras, device| {
+            let work = Work { text_loras, transformer_loras, ..work(1024) };
+            let plan = MemoryPlan::fastest(&model, &work, Budget { device, ..free }).unwrap();
+            (plan.stages.iter().map(|stage| stage.peak).collect::<Vec<_>>(), plan)
+        };
+        let (none, added) = (LoraBytes::default(), LoraBytes { resident: GB, merging: 0 });
+        let plain = peaks(none, none, free.device).0;
+        let [text, encode, steps, decode] = plain[..] else { panic!("{plain:?}") };
+        assert_eq!(peaks(none, added, free.device).0, [text, encode, steps + GB, decode]);
+        assert_eq!(peaks(added, none, free.device).0, [text + GB, encode, steps, decode]);
+        // Merged while the layers are read, when nothing is computed yet.
+        let merged = LoraBytes { resident: 0, merging: GB / 1000 };
+        assert_eq!(peaks(none, merged, free.device).0, plain);
+        // Layers that are read at each step merge beside the computation, and make room for what LoRAs take.
+        let (_, tight) = peaks(none, none, 8 * GB);
+        let (_, with) = peaks(none, added, 8 * GB);
+        assert!(with.transformer.layers < tight.transformer.layers && with.peak() <= 8 * GB, "{with}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! the stages' code makes tensors and drops them.
 
 use retouch_vae::MIN_ROWS;
+use retouch_weights::LoraBytes;
 
 use super::{DeviceKind, ModelMemory};
 use crate::sizes::Size;
@@ -18,8 +19,9 @@ pub struct Work {
     pub steps: usize,
     /// Whether a step cache keeps activations.
     pub step_cache: bool,
-    /// Bytes of LoRAs' files, which is about what of them is in memory.
-    pub loras: u64,
+    /// What LoRAs take beside the text encoders and beside the transformer.
+    pub text_loras: LoraBytes,
+    pub transformer_loras: LoraBytes,
     /// Whether all parts of the model stay in memory after their stage.
     pub keep_loaded: bool,
 }
@@ -63,7 +65,6 @@ impl Work {
         let embeddings = self.prompts * (self.text_tokens * model.t5.d_model + model.flux.pooled_projection_dim);
         let latents = |size| 4 * area(size) * model.vae.latent_channels as u64 / (model.size_multiple().pow(2) / 4);
         program
-            + self.loras
             + embeddings as u64 * model.element()
             + self.reference.map_or(0, latents)
             + 2 * self.images as u64 * latents(self.output)

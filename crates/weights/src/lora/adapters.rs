@@ -43,6 +43,20 @@ impl Adapters {
         self.changes.is_empty()
     }
 
+    /// The parameters that are changed.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.changes.keys().map(String::as_str)
+    }
+
+    /// The changes to a parameter, with their files.
+    pub(super) fn changes_to(&self, parameter: &str) -> impl Iterator<Item = (&LoraFile, &Change)> {
+        let places = self.changes.get(parameter).into_iter().flatten();
+        places.map(|&(file, change)| {
+            let file = &*self.files[file].0;
+            (file, &file.all_changes()[change])
+        })
+    }
+
     pub(crate) fn change(&self, parameter: &str) -> bool {
         self.changes.contains_key(parameter)
     }
@@ -105,7 +119,7 @@ impl LoraFile {
 }
 
 /// The shape of the weight of the change's layer, if the model has the parameter.
-fn place(change: &Change, weights: &Weights) -> Option<Vec<usize>> {
+pub(super) fn place(change: &Change, weights: &Weights) -> Option<Vec<usize>> {
     weights.shape_by_full_name(&change.parameter)?;
     weights.shape_by_full_name(&change.target.weight())
 }
@@ -158,20 +172,27 @@ impl Fit {
     }
 }
 
-/// The shape of what a change's tensors make, where they fit each other.
-fn shape(store: &Store, stored: &Stored) -> Option<Vec<usize>> {
-    let product = |a: &str, b: &str| match (store.shape(a)?, store.shape(b)?) {
+/// The shape of a product of two matrices, where they fit each other.
+fn product(store: &Store, a: &str, b: &str) -> Option<[usize; 2]> {
+    match (store.shape(a)?, store.shape(b)?) {
         (&[rows, inner], &[same, columns]) if inner == same && inner > 0 => Some([rows, columns]),
         _ => None,
-    };
-    let factor = |factor: &Factor| match factor {
+    }
+}
+
+pub(super) fn factor_shape(store: &Store, factor: &Factor) -> Option<[usize; 2]> {
+    match factor {
         Factor::Whole(name) => <[usize; 2]>::try_from(store.shape(name)?).ok(),
-        Factor::Product(a, b) => product(a, b),
-    };
+        Factor::Product(a, b) => product(store, a, b),
+    }
+}
+
+/// The shape of what a change's tensors make, where they fit each other.
+fn shape(store: &Store, stored: &Stored) -> Option<Vec<usize>> {
     match stored {
-        Stored::LowRank { down, up } => product(up, down).map(Vec::from),
+        Stored::LowRank { down, up } => product(store, up, down).map(Vec::from),
         Stored::Kronecker { left, right } => {
-            let ([a, b], [c, d]) = (factor(left)?, factor(right)?);
+            let ([a, b], [c, d]) = (factor_shape(store, left)?, factor_shape(store, right)?);
             Some(vec![a.checked_mul(c)?, b.checked_mul(d)?])
         }
         Stored::Full(name) => store.shape(name).map(<[usize]>::to_vec),

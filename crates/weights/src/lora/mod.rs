@@ -5,6 +5,7 @@
 //! Adapters::new    several files with their scales   -> changes to one component of a model      (adapters)
 //! Weights          with adapters                     -> dense parameters with the changes merged (delta)
 //! Linear           of a matrix in fewer bits         -> the changes added to its output          (run_time)
+//! Weights          with adapters, before reading     -> what all of this takes                   (memory)
 //! ```
 //!
 //! A change is `W + scale * delta`, where delta is `up down` (LoRA: Hu et al., arXiv:2106.09685), the Kronecker product
@@ -15,10 +16,12 @@ mod config;
 mod delta;
 mod describe;
 mod file;
+mod memory;
 mod names;
 mod run_time;
 
 pub use adapters::Adapters;
 pub use describe::LoraDescription;
 pub use file::LoraFile;
+pub use memory::LoraBytes;
 pub(crate) use {delta::merge, file::is_lora_key, run_time::Added};

@@ -57,6 +57,19 @@ impl Added {
         Ok(y)
     }
 
+    /// Bytes of its tensors.
+    #[cfg(test)]
+    pub fn bytes(&self) -> u64 {
+        let mut tensors: Vec<&Tensor> = self.low_rank.iter().flat_map(|(up, down)| [up, down]).collect();
+        for Other { delta, .. } in &self.others {
+            match delta {
+                Delta::LowRank { up: a, down: b } | Delta::Kronecker { left: a, right: b } => tensors.extend([a, b]),
+                Delta::Full(values) => tensors.push(values),
+            }
+        }
+        tensors.iter().map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum()
+    }
+
     /// For the layer that computes a range of the outputs alone.
     pub fn outputs(&self, range: &Range<usize>) -> Result<Self> {
         let narrow =
