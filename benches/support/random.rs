@@ -17,12 +17,22 @@ pub type Shapes = Vec<(String, Vec<usize>)>;
 
 /// Writes a safetensors file of bf16 tensors of those shapes, filled with small numbers.
 pub fn write(path: &Path, shapes: &[(String, Vec<usize>)]) {
+    write_as(path, shapes, "BF16", |value| half::bf16::from_f32(value).to_le_bytes().to_vec());
+}
+
+/// The same in f32.
+pub fn write_f32(path: &Path, shapes: &[(String, Vec<usize>)]) {
+    write_as(path, shapes, "F32", |value| value.to_le_bytes().to_vec());
+}
+
+fn write_as(path: &Path, shapes: &[(String, Vec<usize>)], dtype: &str, encode: impl Fn(f32) -> Vec<u8>) {
+    let size = encode(0.0).len();
     let mut header = HashMap::new();
     let mut end = 0;
     for (name, shape) in shapes {
         let start = end;
-        end += 2 * shape.iter().product::<usize>();
-        header.insert(name, serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}));
+        end += size * shape.iter().product::<usize>();
+        header.insert(name, serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]}));
     }
     let mut header = serde_json::to_vec(&header).unwrap();
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -33,8 +43,8 @@ pub fn write(path: &Path, shapes: &[(String, Vec<usize>)]) {
     for (_, shape) in shapes {
         let fan_in: usize = shape[1..].iter().product();
         let scale = (fan_in.max(1) as f32).powf(-0.5);
-        let bytes: Vec<u8> = block.iter().flat_map(|v| half::bf16::from_f32(v * scale).to_le_bytes()).collect();
-        let mut left = 2 * shape.iter().product::<usize>();
+        let bytes: Vec<u8> = block.iter().flat_map(|value| encode(value * scale)).collect();
+        let mut left = size * shape.iter().product::<usize>();
         while left > 0 {
             let part = left.min(bytes.len());
             file.write_all(&bytes[..part]).unwrap();

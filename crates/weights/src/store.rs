@@ -144,8 +144,8 @@ impl Store {
         Ok(tensor)
     }
 
-    /// Gives back the memory in which a tensor's file was read.
-    fn release(&self, name: &str) {
+    /// Gives back the memory into which a tensor was read from its file.
+    pub(crate) fn release(&self, name: &str) {
         if let Some(Located { file, entry }) = self.tensors.get(name) {
             READ.fetch_add(entry.len as u64, Ordering::Relaxed);
             self.files[*file].bytes.release(entry.start..entry.start + entry.len);

@@ -125,7 +125,10 @@ impl Conversion {
         let mut scale = 1.0;
         for tensor in &self.tensors {
             match &tensor.content {
-                Content::Copied(name) => out.write(self.weights.store().raw(name)?.unwrap_or_default())?,
+                Content::Copied(name) => {
+                    out.write(self.weights.store().raw(name)?.unwrap_or_default())?;
+                    self.weights.store().release(name);
+                }
                 Content::Encoded { scaled } => {
                     let Written { shape, encoding, .. } = &tensor.written;
                     scale = match encoding {
