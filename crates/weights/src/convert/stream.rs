@@ -8,8 +8,8 @@ use crate::{
     format::{encode, part},
 };
 
-/// Values that are in memory at a time: 64 MB of f32.
-const VALUES: usize = 1 << 24;
+/// Values that are in memory at a time: 16 MB of f32, of which there are several copies on the way.
+const VALUES: usize = 1 << 22;
 
 /// Hands over the values of the parameter `name` of `shape`.
 pub fn each_run(weights: &Weights, name: &str, shape: &[usize], mut f: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
