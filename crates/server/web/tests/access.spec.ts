@@ -82,8 +82,9 @@ test("a finger moves the line across, and the page up and down", async () => {
   };
   await drag(-90, 0);
   expect(Number(await slider(page).getAttribute("aria-valuenow"))).toBeCloseTo(25, -1);
+  const before = await page.evaluate(() => scrollY);
   await drag(0, -150);
-  await page.waitForFunction(() => scrollY > 50);
+  await page.waitForFunction((before) => scrollY > before + 50, before);
   await page.context().close();
 });
 
