@@ -239,6 +239,17 @@ fn running_and_waiting_jobs_are_cancelled() {
         assert_eq!(service.ended(id)["status"], "cancelled");
     }
     assert_eq!(service.ended(&last)["status"], "done");
+    // A wish outlasts a stop that comes at once.
+    #[cfg(unix)]
+    let service = {
+        let id = service.submit(long())["id"].as_str().unwrap().to_string();
+        while service.json(&format!("/api/jobs/{id}"))["progress"].as_f64() == Some(0.0) {}
+        service.delete(&format!("/api/jobs/{id}"));
+        service.stop();
+        let service = Service::start(state.path(), &[]);
+        assert_eq!(service.json(&format!("/api/jobs/{id}"))["status"], "cancelled");
+        service
+    };
     let result = service.json(&format!("/v1/get_result?id={running}"));
     assert_eq!((&result["status"], &result["details"]["message"]), (&json!("Error"), &json!("the job was cancelled")));
 }

@@ -156,6 +156,12 @@ impl ServiceArgs {
         let mut api_keys = self.api_key.clone();
         if let Some(path) = &self.api_key_file {
             let text = fs::read_to_string(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+            if text.trim().is_empty() {
+                return Err(Failure::Failed(format!(
+                    "{}: there is no key in it; write one on each line",
+                    path.display()
+                )));
+            }
             api_keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string));
         }
         let cors = self.cors.iter().map(|origin| {

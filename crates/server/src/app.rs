@@ -23,7 +23,7 @@ pub struct App {
     /// Room for the bodies of requests.
     pub uploads: Arc<Semaphore>,
     /// A permit for each picture that is being decoded.
-    pub decoding: Semaphore,
+    pub decoding: Arc<Semaphore>,
     keys: Vec<String>,
     url_secret: [u8; 32],
 }
@@ -44,7 +44,7 @@ impl App {
             rules,
             devices,
             jobs,
-            decoding: Semaphore::new(cores),
+            decoding: Arc::new(Semaphore::new(cores)),
             keys,
             url_secret,
         }))

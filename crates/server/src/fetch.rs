@@ -127,7 +127,8 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
         || (a == 100 && (64..128).contains(&b)) // carriers' NAT
         || (a == 192 && b == 0 && c == 0)
         || (a == 192 && b == 88 && c == 99)
-        || (a == 198 && (b == 18 || b == 19));
+        || (a == 198 && (b == 18 || b == 19))
+        || ip == Ipv4Addr::new(168, 63, 129, 16); // of Azure's platform, from within its machines
     !special
 }
 
@@ -180,6 +181,7 @@ mod tests {
             "2001::1",
             "ff02::1",
             "::127.0.0.1",
+            "168.63.129.16",
         ] {
             assert!(!is_public(ip.parse().unwrap()), "{ip}");
         }

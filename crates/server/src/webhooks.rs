@@ -1,8 +1,13 @@
 //! Tells others that a job has ended, again and again until they have heard.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use reqwest::header::CONTENT_TYPE;
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use crate::{
@@ -17,9 +22,12 @@ use crate::{
 const MAX_ATTEMPTS: u32 = 14;
 /// Pause after the first call in vain; each further is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// Calls at a time.
+const MAX_CALLS: usize = 64;
 
 /// Calls webhooks as they come due, for as long as it is polled.
 pub async fn run(app: Arc<App>, base: String) {
+    let (calls, under_way) = (Arc::new(Semaphore::new(MAX_CALLS)), Arc::new(Mutex::new(HashSet::new())));
     loop {
         let store = app.clone();
         let due = tokio::task::spawn_blocking(move || store.jobs.store.due_webhooks(now())).await;
@@ -31,16 +39,22 @@ pub async fn run(app: Arc<App>, base: String) {
             }
             Err(_) => Vec::new(),
         };
-        let none = due.is_empty();
-        let calls: Vec<_> = due.into_iter().map(|due| tokio::spawn(tell(app.clone(), base.clone(), due))).collect();
-        for call in calls {
-            let _ = call.await;
-        }
-        if none {
-            tokio::select! {
-                () = app.jobs.ended.notified() => {}
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        for due in due {
+            // One that is slow holds up nobody but itself.
+            if !under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(due.job.clone()) {
+                continue;
             }
+            let Ok(permit) = calls.clone().acquire_owned().await else { return };
+            let (app, base, under_way, job) = (app.clone(), base.clone(), under_way.clone(), due.job.clone());
+            tokio::spawn(async move {
+                tell(app, base, due).await;
+                under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&job);
+                drop(permit);
+            });
+        }
+        tokio::select! {
+            () = app.jobs.ended.notified() => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
 }
@@ -66,6 +80,8 @@ async fn tell(app: Arc<App>, base: String, due: DueWebhook) {
     let noted = tokio::task::spawn_blocking(move || app.jobs.store.put_off_webhook(&job, next)).await;
     if let Ok(Err(error)) = noted {
         warn!("{error}");
+        // It stays due: not at once, as the receiver has done nothing wrong.
+        tokio::time::sleep(FIRST_PAUSE).await;
     }
 }
 

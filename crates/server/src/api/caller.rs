@@ -42,7 +42,7 @@ impl FromRequestParts<Arc<App>> for Base {
     }
 }
 
-/// The host that a request is for: of its header, or with HTTP/2 of its URI.
+/// The host that a request is for: of its header, or of its URI.
 fn authority(headers: &HeaderMap, of_uri: &Option<Authority>) -> Option<Authority> {
     let header = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse().ok());
     header.or_else(|| of_uri.clone())
@@ -94,16 +94,17 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
         return Err(ApiError::forbidden("pages of other origins may not call this service; --cors ORIGIN allows one"));
     }
     // With a key, who only points a name here has not got it.
-    if !app.requires_key()
-        && let Some(host) = host
-        && !is_local_name(app, host.host())
-    {
-        return Err(ApiError::forbidden(format!(
+    if app.requires_key() {
+        return Ok(());
+    }
+    match host {
+        Some(host) if is_local_name(app, host.host()) => Ok(()),
+        Some(host) => Err(ApiError::forbidden(format!(
             "this service is not called {}; use its address, or say --public-url, or require an --api-key",
             host.host()
-        )));
+        ))),
+        None => Err(ApiError::forbidden("the request does not say for which host it is")),
     }
-    Ok(())
 }
 
 /// Whether an origin is that of the page that this service shows.

@@ -23,6 +23,8 @@ pub struct ApiError {
     pub param: Option<String>,
     /// Seconds after which to try again.
     pub retry_after: Option<u64>,
+    /// Whether to try again at all, where clients would by themselves.
+    pub is_final: bool,
 }
 
 /// The body of a refused request, as OpenAI's API has it.
@@ -42,7 +44,7 @@ struct ErrorDetail {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, message: message.into(), param: None, retry_after: None }
+        Self { status, kind, message: message.into(), param: None, retry_after: None, is_final: false }
     }
 
     /// The request cannot be served as it is.
@@ -61,6 +63,12 @@ impl ApiError {
 
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    }
+
+    pub fn too_large_for(max_upload: usize) -> Self {
+        Self::too_large(format!(
+            "the request is larger than the {max_upload} bytes that are taken (--max-upload); send a smaller image"
+        ))
     }
 
     pub fn too_slow() -> Self {
@@ -90,6 +98,12 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
+    /// The same request again would end in the same way.
+    pub fn final_(mut self) -> Self {
+        self.is_final = true;
+        self
+    }
+
     /// Names the part of the request that it is about.
     pub fn about(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
@@ -104,7 +118,9 @@ impl ApiError {
                 retry_after: Some(retry_after),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
             },
-            Refusal::Conflict => Self::new(StatusCode::CONFLICT, "idempotency_error", message).about("Idempotency-Key"),
+            Refusal::Conflict => {
+                Self::new(StatusCode::CONFLICT, "idempotency_error", message).about("Idempotency-Key").final_()
+            }
             Refusal::Stopping => {
                 Self { retry_after: Some(10), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message) }
             }
@@ -131,9 +147,9 @@ impl From<StoreError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let Self { status, kind, message, param, retry_after } = self;
+        let Self { status, kind, message, param, retry_after, is_final } = self;
         let body = ErrorBody { error: ErrorDetail { message, r#type: kind, param, code: None } };
-        with_headers((status, Json(body)).into_response(), kind, retry_after)
+        with_headers((status, Json(body)).into_response(), kind, retry_after, is_final)
     }
 }
 
@@ -155,8 +171,8 @@ impl<E: Into<ApiError>> From<E> for HostedError {
 
 impl IntoResponse for HostedError {
     fn into_response(self) -> Response {
-        let ApiError { status, kind, message, retry_after, .. } = self.0;
-        with_headers((status, Json(HostedErrorBody { detail: message })).into_response(), kind, retry_after)
+        let ApiError { status, kind, message, retry_after, is_final, .. } = self.0;
+        with_headers((status, Json(HostedErrorBody { detail: message })).into_response(), kind, retry_after, is_final)
     }
 }
 
@@ -164,9 +180,13 @@ impl IntoResponse for HostedError {
 #[derive(Clone, Copy)]
 pub struct Kind(pub &'static str);
 
-fn with_headers(mut response: Response, kind: &'static str, retry_after: Option<u64>) -> Response {
+fn with_headers(mut response: Response, kind: &'static str, retry_after: Option<u64>, is_final: bool) -> Response {
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if is_final {
+        // OpenAI's clients repeat 409 and 5xx by themselves otherwise.
+        response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
     }
     if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -74,6 +74,10 @@ pub struct HostedRequest {
 pub struct Submitted {
     id: String,
     polling_url: String,
+    status: HostedStatus,
+    /// As it was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook_url: Option<String>,
 }
 
 impl HostedRequest {
@@ -152,12 +156,24 @@ async fn create(
 ) -> Result<Json<Submitted>, HostedError> {
     let idempotency_key = submit::idempotency_key(&headers)?;
     submit::check_room(&app, idempotency_key.as_ref())?;
-    let (request, held) = admit(&app, request);
-    let asked: HostedRequest = held.explain(input::json(&app, request).await)?;
+    let (request, held) = admit(&app, request)?;
+    let (asked, hash): (HostedRequest, _) = held.explain(input::json(&app, request).await)?;
     asked.check()?;
-    let webhook = submit::webhook(asked.webhook_url, asked.webhook_secret)?;
+    let webhook = submit::webhook(&app, asked.webhook_url.clone(), asked.webhook_secret)?;
+    let submitted = |id: String| {
+        Json(Submitted {
+            polling_url: format!("{base}/v1/get_result?id={id}"),
+            id,
+            status: HostedStatus::Pending,
+            webhook_url: asked.webhook_url,
+        })
+    };
+    let (known, idempotency) = submit::known(&app, &owner, idempotency_key, || hash).await?;
+    if let Some(id) = known {
+        return Ok(submitted(id));
+    }
     let image = match asked.input_image {
-        Some(text) => Some((input::from_text(&app, text, "input_image").await?, "input_image")),
+        Some(text) => Some((input::from_text(&app, &held, text, "input_image").await?, "input_image")),
         None => None,
     };
     let job = NewJob {
@@ -172,8 +188,8 @@ async fn create(
         output_format: asked.output_format,
         ..Default::default()
     };
-    let id = submit(&app, Submission { owner, job, image, idempotency_key, webhook }).await?;
-    Ok(Json(Submitted { polling_url: format!("{base}/v1/get_result?id={id}"), id }))
+    let id = submit(&app, Submission { owner, job, image, idempotency, webhook }).await?;
+    Ok(submitted(id))
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -15,22 +15,21 @@ use base64::{
 use image::RgbImage;
 use retouch::image::read_image_up_to;
 use serde::de::DeserializeOwned;
-use tokio_stream::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    admission::announced,
+    admission::Held,
     error::{ApiError, ApiResult},
 };
 use crate::{
     app::App,
     fetch::{self, Reach},
     jobs::{files, store::Input},
+    signature::sha256_hex,
 };
 
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a body that is too large is read.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
@@ -47,47 +46,35 @@ pub struct File {
 pub struct Source {
     pub picture: RgbImage,
     pub input: Input,
-}
-
-/// Refuses a request by the size that it announces. What it sends is read and dropped for a while: most callers look at an
-/// answer only once they have sent everything.
-async fn check_size(app: &App, request: Request) -> ApiResult<Request> {
-    if announced(request.headers()).is_none_or(|length| length <= app.options.max_upload) {
-        return Ok(request);
-    }
-    let mut body = request.into_body().into_data_stream();
-    let drained = async { while let Some(Ok(_)) = body.next().await {} };
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
-    Err(refused(app, StatusCode::PAYLOAD_TOO_LARGE))
+    /// Also where the caller goes away meanwhile: as many are decoded and held as there are cores.
+    pub permit: OwnedSemaphorePermit,
 }
 
 /// The body of a request, which must arrive in time and be of a size that is taken.
 pub async fn body(app: &Arc<App>, request: Request) -> ApiResult<Bytes> {
-    let request = check_size(app, request).await?;
     let read = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, app)).await;
     read.map_err(|_| ApiError::too_slow())?.map_err(|rejection| refused(app, rejection.into_response().status()))
 }
 
 fn refused(app: &App, status: StatusCode) -> ApiError {
     match status {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(format!(
-            "the request is larger than the {} bytes that are taken (--max-upload); send a smaller image",
-            app.options.max_upload
-        )),
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large_for(app.options.max_upload),
         _ => ApiError::malformed("the body of the request could not be read"),
     }
 }
 
-/// The body of a request as JSON.
-pub async fn json<T: DeserializeOwned>(app: &Arc<App>, request: Request) -> ApiResult<T> {
+/// The body of a request as JSON, and a hash of it.
+pub async fn json<T: DeserializeOwned + Send + 'static>(app: &Arc<App>, request: Request) -> ApiResult<(T, String)> {
     if media_type(&request) != "application/json" {
         return Err(ApiError::unsupported_media("send the request as application/json"));
     }
     let body = body(app, request).await?;
-    serde_json::from_slice(&body).map_err(|e| match e.classify() {
-        serde_json::error::Category::Data => ApiError::invalid(e.to_string()),
-        _ => ApiError::malformed(format!("the body of the request is not JSON: {e}")),
+    blocking(move || match serde_json::from_slice(&body) {
+        Ok(read) => Ok((read, sha256_hex(&[&body]))),
+        Err(e) if e.is_data() => Err(ApiError::invalid(e.to_string())),
+        Err(e) => Err(ApiError::malformed(format!("the body of the request is not JSON: {e}"))),
     })
+    .await
 }
 
 /// What a request says its body is, without parameters.
@@ -101,7 +88,6 @@ pub async fn form(app: &Arc<App>, request: Request) -> ApiResult<Vec<(String, Fi
     if media_type(&request) != "multipart/form-data" {
         return Err(ApiError::unsupported_media("send the request as multipart/form-data"));
     }
-    let request = check_size(app, request).await?;
     let malformed = |status| match status {
         StatusCode::PAYLOAD_TOO_LARGE => refused(app, status),
         _ => ApiError::malformed("the form of the request could not be read; is it complete?"),
@@ -142,7 +128,7 @@ impl File {
 }
 
 /// The image that a text stands for: base64, a data URL, or (where that is allowed) the address of one.
-pub async fn from_text(app: &App, text: String, field: &str) -> ApiResult<File> {
+pub async fn from_text(app: &App, held: &Held, text: String, field: &'static str) -> ApiResult<File> {
     let bytes = if text.starts_with("http://") || text.starts_with("https://") {
         if !app.options.allow_url_inputs {
             let message =
@@ -153,33 +139,45 @@ pub async fn from_text(app: &App, text: String, field: &str) -> ApiResult<File> 
             Ok(url) => fetch::fetch(url, app.options.max_upload, Reach::Public).await,
             Err(reason) => Err(reason),
         };
-        fetched.map_err(|reason| ApiError::invalid(format!("{field}: {reason}")).about(field))?
+        let fetched = fetched.map_err(|reason| ApiError::invalid(format!("{field}: {reason}")).about(field))?;
+        held.take(fetched.len()).map_err(|_| ApiError::busy())?;
+        fetched
     } else {
-        let encoded = match text.strip_prefix("data:") {
-            Some(data) => match data.split_once(',') {
-                Some((kind, encoded)) if kind.ends_with(";base64") => encoded,
-                _ => return Err(ApiError::invalid(format!("{field} is a data URL without base64")).about(field)),
-            },
-            None => &text,
-        };
-        let compact: Vec<u8> = encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-        let wrong = || ApiError::invalid(format!("{field} is neither base64, nor a data URL, nor a URL")).about(field);
-        BASE64.decode(compact).map_err(|_| wrong())?
+        blocking(move || decode_text(&text, field)).await?
     };
     Ok(File { bytes: bytes.into(), name: None })
+}
+
+/// What base64 or a data URL holds.
+fn decode_text(text: &str, field: &'static str) -> ApiResult<Vec<u8>> {
+    let encoded = match text.strip_prefix("data:") {
+        Some(data) => match data.split_once(',') {
+            Some((kind, encoded)) if kind.ends_with(";base64") => encoded,
+            _ => return Err(ApiError::invalid(format!("{field} is a data URL without base64")).about(field)),
+        },
+        None => text,
+    };
+    let compact: Vec<u8> = encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let wrong = || ApiError::invalid(format!("{field} is neither base64, nor a data URL, nor a URL")).about(field);
+    BASE64.decode(compact).map_err(|_| wrong())
 }
 
 /// Decodes a source image and makes its small form, as many at a time as there are cores.
 pub async fn decode(app: &App, file: File, field: &'static str) -> ApiResult<Source> {
     let max_pixels = app.options.max_pixels;
-    let _permit = app.decoding.acquire().await.map_err(|_| ApiError::internal("the service is stopping"))?;
+    let permit = app.decoding.clone().acquire_owned().await;
+    let permit = permit.map_err(|_| ApiError::internal("the service is stopping"))?;
     blocking(move || {
         let name = file.name.as_deref().unwrap_or("the image");
         let refuse = |reason: String| ApiError::invalid(reason).about(field);
         let picture = read_image_up_to(max_pixels, &file.bytes, name).map_err(|e| refuse(e.to_string()))?;
         let thumbnail = files::thumbnail(&picture).map_err(refuse)?;
         let (width, height) = picture.dimensions();
-        Ok(Source { input: Input { bytes: file.bytes.to_vec(), thumbnail, width, height, name: file.name }, picture })
+        Ok(Source {
+            input: Input { bytes: file.bytes.to_vec(), thumbnail, width, height, name: file.name },
+            picture,
+            permit,
+        })
     })
     .await
 }

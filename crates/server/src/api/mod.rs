@@ -17,12 +17,15 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::DefaultBodyLimit,
-    http::{HeaderName, Method, header},
+    http::{Method, header},
     middleware,
     response::IntoResponse,
     routing::get,
 };
-use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowHeaders, CorsLayer},
+};
 use utoipa::{
     Modify, OpenApi,
     openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
@@ -108,15 +111,17 @@ pub fn router(app: Arc<App>) -> Router {
         }))
         .layer(DefaultBodyLimit::max(app.options.max_upload));
     if !app.options.cors.is_empty() {
-        let headers = ["x-key", "idempotency-key"].map(HeaderName::from_static);
         routes = routes.layer(
             CorsLayer::new()
                 .allow_origin(app.options.cors.clone())
                 .allow_methods([Method::GET, Method::POST, Method::DELETE])
-                .allow_headers(
-                    headers.into_iter().chain([header::AUTHORIZATION, header::CONTENT_TYPE]).collect::<Vec<_>>(),
-                ),
+                // Clients bring headers of their own along.
+                .allow_headers(AllowHeaders::mirror_request())
+                .expose_headers([header::RETRY_AFTER]),
         );
     }
-    routes.layer(middleware::from_fn_with_state(app.clone(), caller::guard)).with_state(app)
+    routes
+        .layer(middleware::from_fn_with_state(app.clone(), caller::guard))
+        .layer(middleware::from_fn(admission::read_to_the_end))
+        .with_state(app)
 }

@@ -137,9 +137,12 @@ impl Job {
 
     async fn find(app: &Arc<App>, owner: &str, id: &str) -> ApiResult<Self> {
         let (app, owner, id) = (app.clone(), owner.to_string(), id.to_string());
-        blocking(move || match app.jobs.job(&id, &owner)? {
-            Some(record) => Ok(Self::of(&app, record)),
-            None => Err(ApiError::not_found("job")),
+        blocking(move || {
+            let read = || app.jobs.job(&id, &owner)?.ok_or_else(|| ApiError::not_found("job"));
+            let record = read()?;
+            // It may have ended since it was read: what is not followed any more is read again.
+            let record = if record.status.is_final() || app.jobs.live(&id).is_some() { record } else { read()? };
+            Ok(Self::of(&app, record))
         })
         .await
     }
@@ -177,16 +180,36 @@ pub async fn create(
 ) -> ApiResult<(StatusCode, Json<Job>)> {
     let idempotency_key = submit::idempotency_key(&headers)?;
     submit::check_room(&app, idempotency_key.as_ref())?;
-    let (request, held) = admit(&app, request);
-    let (job, image) = held.explain(match input::media_type(&request).as_str() {
+    let (request, held) = admit(&app, request)?;
+    let (job, file, hash) = held.explain(match input::media_type(&request).as_str() {
         "multipart/form-data" => read_form(&app, request).await,
         _ => read_json(&app, request).await,
     })?;
-    let id = submit(&app, Submission { owner: owner.clone(), job, image, idempotency_key, webhook: None }).await?;
+    let (known, idempotency) = submit::known(&app, &owner, idempotency_key, || hash).await?;
+    let id = match known {
+        Some(id) => id,
+        None => {
+            let image = match file {
+                Some(Image::File(file)) => Some((file, "image")),
+                Some(Image::Text(text)) => {
+                    Some((input::from_text(&app, &held, text, "input_image").await?, "input_image"))
+                }
+                None => None,
+            };
+            submit(&app, Submission { owner: owner.clone(), job, image, idempotency, webhook: None }).await?
+        }
+    };
     Ok((StatusCode::ACCEPTED, Json(Job::find(&app, &owner, &id).await?)))
 }
 
-type NewJobWithImage = (NewJob, Option<(input::File, &'static str)>);
+/// An image as it was sent.
+enum Image {
+    File(input::File),
+    Text(String),
+}
+
+/// A job, its image, and a hash of both as they were sent.
+type NewJobWithImage = (NewJob, Option<Image>, String);
 
 async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImage> {
     let (mut job, mut image) = (None, None);
@@ -203,7 +226,7 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImag
                 }
                 job = Some(read);
             }
-            "image" if image.is_none() => image = Some((file, "image")),
+            "image" if image.is_none() => image = Some(file),
             "request" | "image" => return Err(ApiError::invalid(format!("{name} was sent twice")).about(name)),
             _ => {
                 let message = format!("`{name}` is not a field of this form; it has `request` and `image`");
@@ -212,16 +235,14 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImag
         }
     }
     let job = job.ok_or_else(|| ApiError::invalid("the form has no field `request`").about("request"))?;
-    Ok((job, image))
+    let hash = submit::hash(&job, image.as_ref());
+    Ok((job, image.map(Image::File), hash))
 }
 
 async fn read_json(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImage> {
-    let mut job: NewJob = input::json(app, request).await?;
-    let image = match job.input_image.take() {
-        Some(text) => Some((input::from_text(app, text, "input_image").await?, "input_image")),
-        None => None,
-    };
-    Ok((job, image))
+    let (mut job, hash): (NewJob, _) = input::json(app, request).await?;
+    let image = job.input_image.take().map(Image::Text);
+    Ok((job, image, hash))
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -197,14 +197,21 @@ pub async fn edits(
 ) -> ApiResult<Json<ImageResponse>> {
     let idempotency_key = submit::idempotency_key(&headers)?;
     submit::check_room(&app, idempotency_key.as_ref())?;
-    let (submission, format) = {
-        let (request, held) = admit(&app, request);
-        let (asked, image) = held.explain(read_form(&app, request).await)?;
-        let image = image.ok_or_else(|| ApiError::invalid("the form has no field `image`").about("image"))?;
-        let (job, format) = asked.job(&app)?;
-        (Submission { owner, job, image: Some((image, "image")), idempotency_key, webhook: None }, format)
+    let (request, held) = admit(&app, request)?;
+    let (asked, image) = held.explain(read_form(&app, request).await)?;
+    let image = image.ok_or_else(|| ApiError::invalid("the form has no field `image`").about("image"))?;
+    let (job, format) = asked.job(&app)?;
+    let hash = || submit::hash(&job, Some(&image));
+    let (known, idempotency) = submit::known(&app, &owner, idempotency_key, hash).await?;
+    let repeatable = idempotency.is_some();
+    let submission =
+        Submission { owner: owner.clone(), job, image: Some((image, "image")), idempotency, webhook: None };
+    let id = match known {
+        Some(id) => id,
+        None => submit(&app, submission).await?,
     };
-    run(&app, submission, format, &base).await
+    drop(held);
+    result(&app, owner, Waiting { app: app.clone(), id, abandon: !repeatable }, format, &base).await
 }
 
 /// Makes an image from words alone
@@ -228,9 +235,18 @@ pub async fn generations(
 ) -> ApiResult<Json<ImageResponse>> {
     let idempotency_key = submit::idempotency_key(&headers)?;
     submit::check_room(&app, idempotency_key.as_ref())?;
-    let asked: ImageRequest = input::json(&app, request).await?;
+    let (request, held) = admit(&app, request)?;
+    let (asked, hash): (ImageRequest, _) = held.explain(input::json(&app, request).await)?;
     let (job, format) = asked.job(&app)?;
-    run(&app, Submission { owner, job, image: None, idempotency_key, webhook: None }, format, &base).await
+    let (known, idempotency) = submit::known(&app, &owner, idempotency_key, || hash).await?;
+    let repeatable = idempotency.is_some();
+    let submission = Submission { owner: owner.clone(), job, image: None, idempotency, webhook: None };
+    let id = match known {
+        Some(id) => id,
+        None => submit(&app, submission).await?,
+    };
+    drop(held);
+    result(&app, owner, Waiting { app: app.clone(), id, abandon: !repeatable }, format, &base).await
 }
 
 /// The fields of a form: texts, and one image.
@@ -291,16 +307,14 @@ impl Drop for Waiting {
     }
 }
 
-/// Does a job and answers with what came of it.
-async fn run(
+/// Waits for a job and answers with what came of it.
+async fn result(
     app: &Arc<App>,
-    submission: Submission,
+    owner: String,
+    mut waiting: Waiting,
     format: ResponseFormat,
     base: &str,
 ) -> ApiResult<Json<ImageResponse>> {
-    let (owner, repeatable) = (submission.owner.clone(), submission.idempotency_key.is_some());
-    let id = submit(app, submission).await?;
-    let mut waiting = Waiting { app: app.clone(), id, abandon: !repeatable };
     if let Some(live) = app.jobs.live(&waiting.id) {
         // An error is the end of the job as well.
         let _ = live.subscribe().wait_for(|signal| signal.ended).await;
@@ -311,8 +325,10 @@ async fn run(
         let record = app.jobs.job(&id, &owner)?.ok_or_else(|| ApiError::not_found("job"))?;
         match record.status {
             Status::Done => {}
-            Status::Cancelled => return Err(ApiError::internal("the job was cancelled")),
-            Status::Failed => return Err(ApiError::internal(record.error.unwrap_or_else(|| "the job failed".into()))),
+            Status::Cancelled => return Err(ApiError::internal("the job was cancelled").final_()),
+            Status::Failed => {
+                return Err(ApiError::internal(record.error.unwrap_or_else(|| "the job failed".into())).final_());
+            }
             Status::Queued | Status::Running => {
                 return Err(ApiError::from_refusal(crate::jobs::Refusal::Stopping, 10));
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
@@ -32,7 +33,8 @@ pub struct Submission {
     pub job: NewJob,
     /// The image, and the field that it came in.
     pub image: Option<(File, &'static str)>,
-    pub idempotency_key: Option<String>,
+    /// The caller's name of the request, and a hash of it.
+    pub idempotency: Option<(String, String)>,
     pub webhook: Option<Webhook>,
 }
 
@@ -58,8 +60,31 @@ pub fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
     }
 }
 
+/// The job that an earlier request of the same key became, and what to keep for a new one; `hash` is of the request as it was
+/// sent, before anything that it names is fetched.
+pub async fn known(
+    app: &Arc<App>,
+    owner: &str,
+    key: Option<String>,
+    hash: impl FnOnce() -> String,
+) -> ApiResult<(Option<String>, Option<(String, String)>)> {
+    let Some(key) = key else { return Ok((None, None)) };
+    let (app, owner, idempotency) = (app.clone(), owner.to_string(), (key, hash()));
+    blocking(move || {
+        let known = app.jobs.known(&owner, &idempotency.0, &idempotency.1);
+        Ok((known.map_err(|refusal| refused(&app, refusal))?, Some(idempotency)))
+    })
+    .await
+}
+
+/// A hash of a request that came as a form.
+pub fn hash(request: &impl Serialize, image: Option<&File>) -> String {
+    let asked = serde_json::to_vec(request).unwrap_or_default(); // of texts and numbers: it cannot fail
+    sha256_hex(&[&asked, image.map_or(&[][..], |file| &file.bytes[..])])
+}
+
 /// Checks a webhook as far as that goes without calling it.
-pub fn webhook(url: Option<String>, secret: Option<String>) -> ApiResult<Option<Webhook>> {
+pub fn webhook(app: &App, url: Option<String>, secret: Option<String>) -> ApiResult<Option<Webhook>> {
     let Some(url) = url else {
         return match secret {
             Some(_) => Err(ApiError::invalid("a webhook_secret goes with a webhook_url").about("webhook_secret")),
@@ -71,28 +96,17 @@ pub fn webhook(url: Option<String>, secret: Option<String>) -> ApiResult<Option<
         return Err(refused(format!("it is longer than {MAX_URL_BYTES} bytes")));
     }
     fetch::parse(&url).map_err(refused)?;
+    if app.options.public_url.is_none() && app.options.address.ip().is_unspecified() {
+        return Err(refused(
+            "the service does not know by which address it is reached; start it with --public-url".into(),
+        ));
+    }
     Ok(Some(Webhook { url, secret }))
 }
 
 /// Checks a request whole and makes it a job; the job's id. What the model cannot do is refused here, not later.
 pub async fn submit(app: &Arc<App>, submission: Submission) -> ApiResult<String> {
-    let Submission { owner, job, image, idempotency_key, webhook } = submission;
-    let idempotency = match idempotency_key {
-        Some(key) => {
-            let asked = serde_json::to_vec(&job).map_err(|e| ApiError::internal(e.to_string()))?;
-            let bytes = image.as_ref().map_or(&[][..], |(file, _)| &file.bytes[..]);
-            let url = webhook.as_ref().map_or("", |webhook| &webhook.url);
-            let hash = sha256_hex(&[&asked, bytes, url.as_bytes()]);
-            let (app, owner, same) = (app.clone(), owner.clone(), (key.clone(), hash.clone()));
-            let known =
-                blocking(move || app.jobs.known(&owner, &same.0, &same.1).map_err(|refusal| refused(&app, refusal)));
-            if let Some(id) = known.await? {
-                return Ok(id);
-            }
-            Some((key, hash))
-        }
-        None => None,
-    };
+    let Submission { owner, job, image, idempotency, webhook } = submission;
     let request = job.resolve(app.options.max_images).map_err(ApiError::invalid)?;
     let source = match image {
         Some((file, field)) => Some(input::decode(app, file, field).await?),
@@ -100,7 +114,8 @@ pub async fn submit(app: &Arc<App>, submission: Submission) -> ApiResult<String>
     };
     let app = app.clone();
     blocking(move || {
-        let (picture, input) = source.map(|Source { picture, input }| (picture, input)).unzip();
+        let (picture, kept) = source.map(|Source { picture, input, permit }| (picture, (input, permit))).unzip();
+        let (input, _permit) = Option::<(_, _)>::unzip(kept);
         let edit = request.edit(picture, &request.seeds).map_err(ApiError::invalid)?;
         let settings = app.rules.settle(&edit).map_err(|e| ApiError::invalid(e.to_string()))?;
         let max_steps = app.options.max_steps;

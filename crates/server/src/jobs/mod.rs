@@ -63,10 +63,19 @@ pub struct Signal {
 pub struct Live {
     pub id: String,
     owner: String,
+    /// Ends the engine's work.
     cancel: Arc<AtomicBool>,
+    /// Its owner wants it ended; else it is the service that stops.
+    asked: AtomicBool,
     running: AtomicBool,
     signal: watch::Sender<Signal>,
     viewers: AtomicUsize,
+}
+
+impl Queue {
+    fn running(&self) -> usize {
+        self.live.values().filter(|live| live.running.load(Ordering::Relaxed)).count()
+    }
 }
 
 impl Live {
@@ -76,6 +85,7 @@ impl Live {
             id,
             owner,
             cancel: Arc::default(),
+            asked: AtomicBool::new(false),
             running: AtomicBool::new(false),
             signal,
             viewers: AtomicUsize::new(0),
@@ -100,7 +110,13 @@ impl Live {
         self.viewers.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether its owner wants it ended.
     fn is_cancelled(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether its work is to end, for whatever reason.
+    fn is_to_end(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
 }
@@ -157,6 +173,7 @@ pub struct Jobs {
 impl Jobs {
     /// Takes up the jobs that an earlier service left behind.
     pub fn new(store: Store, max_queue: usize, workers: usize, metrics: Arc<Metrics>) -> store::Result<Arc<Self>> {
+        store.remove_orphans()?;
         let mut queue = Queue::default();
         for id in store.unfinished()? {
             let Some(record) = store.job(&id)? else { continue };
@@ -191,7 +208,10 @@ impl Jobs {
         if self.disk_full.load(Ordering::Relaxed) {
             return Err(StoreError::Full.into());
         }
-        let queue = self.queue();
+        self.room_in(&self.queue())
+    }
+
+    fn room_in(&self, queue: &Queue) -> Result<(), Refusal> {
         if queue.stopping {
             return Err(Refusal::Stopping);
         }
@@ -213,16 +233,23 @@ impl Jobs {
     /// Makes a job durable and puts it in the queue; its id, which for a repeated request is that of the first.
     pub fn accept(&self, job: Accepted) -> Result<String, Refusal> {
         self.has_room()?;
-        self.queue().entering += 1;
+        let live = Live::new(job.id.clone(), job.owner.clone());
+        let mut queue = self.queue();
+        self.room_in(&queue)?;
+        queue.entering += 1;
+        // Known before it is durable: who finds it in the store finds it here as well.
+        queue.live.insert(job.id.clone(), live.clone());
+        drop(queue);
         let accepted = self.store.accept(&job, now());
         let mut queue = self.queue();
         queue.entering -= 1;
+        if !matches!(accepted, Ok(Acceptance::New)) {
+            queue.live.remove(&job.id);
+        }
         match accepted? {
             Acceptance::Known(id) => Ok(id),
             Acceptance::Conflict => Err(Refusal::Conflict),
             Acceptance::New => {
-                let live = Live::new(job.id.clone(), job.owner);
-                queue.live.insert(job.id.clone(), live.clone());
                 queue.waiting.push_back(live);
                 self.metrics.queue_depth.set(queue.waiting.len() as i64);
                 drop(queue);
@@ -255,7 +282,7 @@ impl Jobs {
     /// Waiting and running jobs.
     pub fn counts(&self) -> (usize, usize) {
         let queue = self.queue();
-        (queue.waiting.len(), queue.live.len() - queue.waiting.len())
+        (queue.waiting.len(), queue.running())
     }
 
     pub fn is_stopping(&self) -> bool {
@@ -276,16 +303,20 @@ impl Jobs {
     }
 
     /// Ends a waiting job at once, a running one within a step. Whether it had not ended yet.
+    ///
+    /// The wish is on the disk when this returns. Where it cannot be, the job still ends when a worker comes to it.
     pub fn cancel(&self, id: &str) -> store::Result<bool> {
-        let mut queue = self.queue();
-        let Some(live) = queue.live.get(id).cloned() else { return Ok(false) };
+        let Some(live) = self.live(id) else { return Ok(false) };
+        live.asked.store(true, Ordering::Relaxed);
         live.cancel.store(true, Ordering::Relaxed);
-        if let Some(place) = queue.waiting.iter().position(|waiting| waiting.id == id) {
-            // Out of the queue first: no worker can take it while it is being ended.
-            queue.waiting.remove(place);
-            self.metrics.queue_depth.set(queue.waiting.len() as i64);
-            drop(queue);
-            self.end(&live, Status::Cancelled, None)?;
+        self.store.finish(&live.id, Status::Cancelled, None, now())?;
+        let mut queue = self.queue();
+        let place = queue.waiting.iter().position(|waiting| waiting.id == id);
+        let waited = place.and_then(|place| queue.waiting.remove(place)).is_some();
+        self.metrics.queue_depth.set(queue.waiting.len() as i64);
+        drop(queue);
+        if waited {
+            self.conclude(&live, Status::Cancelled);
         }
         Ok(true)
     }
@@ -300,7 +331,7 @@ impl Jobs {
             if let Some(live) = queue.waiting.pop_front() {
                 live.running.store(true, Ordering::Relaxed);
                 self.metrics.queue_depth.set(queue.waiting.len() as i64);
-                self.metrics.running.set((queue.live.len() - queue.waiting.len()) as i64);
+                self.metrics.running.set(queue.running() as i64);
                 drop(queue);
                 self.moved.send_modify(|moves| *moves += 1);
                 return Some(live);
@@ -312,9 +343,15 @@ impl Jobs {
     /// Ends a job for good, on the disk first.
     fn end(&self, live: &Live, status: Status, error: Option<&str>) -> store::Result<()> {
         self.store.finish(&live.id, status, error, now())?;
+        self.conclude(live, status);
+        Ok(())
+    }
+
+    /// Tells everyone that a job has ended.
+    fn conclude(&self, live: &Live, status: Status) {
         let mut queue = self.queue();
         queue.live.remove(&live.id);
-        self.metrics.running.set((queue.live.len() - queue.waiting.len()) as i64);
+        self.metrics.running.set(queue.running() as i64);
         drop(queue);
         self.metrics.ended(status);
         live.signal.send_modify(|signal| {
@@ -323,7 +360,6 @@ impl Jobs {
         });
         self.moved.send_modify(|moves| *moves += 1);
         self.ended.notify_one();
-        Ok(())
     }
 
     fn note_pace(&self, took: Duration) {
@@ -340,8 +376,7 @@ impl Jobs {
             std::thread::sleep(Duration::from_millis(20));
         }
         let queue = self.queue();
-        let waiting: Vec<_> = queue.waiting.iter().map(|live| live.id.clone()).collect();
-        for live in queue.live.values().filter(|live| !waiting.contains(&live.id)) {
+        for live in queue.live.values().filter(|live| live.running.load(Ordering::Relaxed)) {
             live.cancel.store(true, Ordering::Relaxed);
         }
         // Followers need not wait for what will not come.

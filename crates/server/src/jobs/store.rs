@@ -184,8 +184,10 @@ impl Store {
     /// A folder that cannot be used, or that another service uses.
     pub fn open(folder: &Path) -> Result<Self> {
         let images = folder.join("images");
+        let is_new = !folder.exists();
         fs::create_dir_all(&images).map_err(|e| StoreError::io(&images, &e))?;
-        restrict(folder).map_err(|e| StoreError::io(folder, &e))?;
+        // A folder that was there keeps its rights, in which others may have a share.
+        restrict(if is_new { folder } else { &images }).map_err(|e| StoreError::io(folder, &e))?;
         let lock_path = folder.join("lock");
         let lock = fs::File::create(&lock_path).map_err(|e| StoreError::io(&lock_path, &e))?;
         lock.try_lock().map_err(|_| {
@@ -195,6 +197,7 @@ impl Store {
             ))
         })?;
         let path = folder.join("jobs.sqlite");
+        create_private(&path).map_err(|e| StoreError::io(&path, &e))?;
         let connect = || -> rusqlite::Result<Connection> {
             let connection = Connection::open(&path)?;
             connection.busy_timeout(Duration::from_secs(10))?;
@@ -312,16 +315,17 @@ impl Store {
         Ok(self.read().query_row("SELECT thumbnail FROM inputs WHERE job = ?1", [id], |row| row.get(0)).optional()?)
     }
 
-    /// Notes that a job is begun; how often it has been begun with this time.
-    pub fn start(&self, id: &str, now: i64) -> Result<u32> {
-        let query = "UPDATE jobs SET status = 'running', started_at = ?2, attempts = attempts + 1 WHERE id = ?1 \
-                     RETURNING attempts";
-        Ok(self.write().query_row(query, params![id, now], |row| row.get(0))?)
+    /// Notes that a job is begun; how often it has been begun with this time, or none if it has ended.
+    pub fn start(&self, id: &str, now: i64) -> Result<Option<u32>> {
+        let query = "UPDATE jobs SET status = 'running', started_at = ?2, attempts = attempts + 1 \
+                     WHERE id = ?1 AND status IN ('queued', 'running') RETURNING attempts";
+        Ok(self.write().query_row(query, params![id, now], |row| row.get(0)).optional()?)
     }
 
     /// Puts a job back that was begun in vain through no fault of its own.
     pub fn requeue(&self, id: &str) -> Result<()> {
-        let query = "UPDATE jobs SET status = 'queued', started_at = NULL, attempts = attempts - 1 WHERE id = ?1";
+        let query = "UPDATE jobs SET status = 'queued', started_at = NULL, attempts = attempts - 1 \
+                     WHERE id = ?1 AND status = 'running'";
         self.write().execute(query, [id])?;
         Ok(())
     }
@@ -335,15 +339,17 @@ impl Store {
         Ok(())
     }
 
-    /// Ends a job; its webhook becomes due.
+    /// Ends a job that has not ended yet; its webhook becomes due.
     pub fn finish(&self, id: &str, status: Status, error: Option<&str>, now: i64) -> Result<()> {
         let mut connection = self.write();
         let transaction = connection.transaction()?;
-        transaction.execute(
-            "UPDATE jobs SET status = ?2, error = ?3, finished_at = ?4 WHERE id = ?1",
+        let ended = transaction.execute(
+            "UPDATE jobs SET status = ?2, error = ?3, finished_at = ?4 WHERE id = ?1 AND status IN ('queued', 'running')",
             params![id, status.name(), error, now],
         )?;
-        transaction.execute("UPDATE webhooks SET due_at = ?2 WHERE job = ?1", params![id, now])?;
+        if ended > 0 {
+            transaction.execute("UPDATE webhooks SET due_at = ?2 WHERE job = ?1", params![id, now])?;
+        }
         Ok(transaction.commit()?)
     }
 
@@ -369,14 +375,37 @@ impl Store {
 
     /// Gives the room of removed jobs back to the disk.
     pub fn shrink(&self) -> Result<()> {
-        Ok(self.write().execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")?)
+        let connection = self.write();
+        if connection.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(());
+        }
+        // Each row is a page that was given back.
+        let mut vacuum = connection.prepare("PRAGMA incremental_vacuum")?;
+        let mut pages = vacuum.query([])?;
+        while pages.next()?.is_some() {}
+        Ok(connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+    }
+
+    /// Removes the pictures of jobs that are gone: what a removal left that was interrupted.
+    pub fn remove_orphans(&self) -> Result<()> {
+        let images = self.folder.join("images");
+        let failed = |e: io::Error| StoreError::io(&images, &e);
+        for entry in fs::read_dir(&images).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            if let Some(id) = name.to_str()
+                && self.job(id)?.is_none()
+            {
+                self.remove(id)?;
+            }
+        }
+        Ok(())
     }
 
     /// The webhooks to be called by now.
     pub fn due_webhooks(&self, now: i64) -> Result<Vec<DueWebhook>> {
         let connection = self.read();
         let mut statement = connection.prepare_cached(
-            "SELECT job, url, secret, attempts FROM webhooks WHERE due_at <= ?1 ORDER BY due_at LIMIT 16",
+            "SELECT job, url, secret, attempts FROM webhooks WHERE due_at <= ?1 ORDER BY due_at LIMIT 256",
         )?;
         let due = statement.query_map([now], |row| {
             Ok(DueWebhook {
@@ -416,7 +445,13 @@ impl Store {
     /// Writes a file of a job's results, whole or not at all.
     pub fn write_image(&self, id: &str, name: &str, bytes: &[u8]) -> Result<()> {
         let folder = self.images(id);
-        fs::create_dir_all(&folder).map_err(|e| StoreError::io(&folder, &e))?;
+        let create = || match fs::create_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+            // The folder's own name is durable once that of all jobs is.
+            Ok(()) => fs::File::open(self.folder.join("images"))?.sync_all(),
+        };
+        create().map_err(|e| StoreError::io(&folder, &e))?;
         let path = folder.join(name);
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&folder)?;
@@ -435,6 +470,18 @@ impl Store {
 fn restrict(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+}
+
+/// Makes the file if it is not there; what SQLite puts beside it gets the same rights.
+#[cfg(unix)]
+fn create_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
+}
+
+#[cfg(not(unix))]
+fn create_private(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(not(unix))]
@@ -506,7 +553,7 @@ mod tests {
         for id in ["a", "b", "c"] {
             assert_eq!(store.accept(&job(id, None), 1).unwrap(), Acceptance::New);
         }
-        assert_eq!(store.start("a", 2).unwrap(), 1);
+        assert_eq!(store.start("a", 2).unwrap(), Some(1));
         store.finish("b", Status::Failed, Some("why"), 3).unwrap();
         store.add_image("a", 0, (64, 32)).unwrap();
         let secret = store.secret("urls").unwrap();
@@ -514,10 +561,12 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.unfinished().unwrap(), ["a", "c"]);
         assert_eq!(store.secret("urls").unwrap(), secret);
-        assert_eq!(store.start("a", 4).unwrap(), 2);
+        assert_eq!(store.start("a", 4).unwrap(), Some(2));
+        assert_eq!(store.start("b", 4).unwrap(), None, "it has ended");
         let a = store.job("a").unwrap().unwrap();
         assert_eq!((a.status, a.images.as_slice()), (Status::Running, &[(64, 32)][..]));
         assert_eq!(store.input("a").unwrap().unwrap(), vec![7; 5000]);
+        store.finish("b", Status::Done, None, 5).unwrap();
         let b = store.job("b").unwrap().unwrap();
         assert_eq!((b.status, b.error.as_deref()), (Status::Failed, Some("why")));
         let ids = |before| store.jobs("", before, 2).unwrap().into_iter().map(|job| job.id).collect::<Vec<_>>();
@@ -561,6 +610,7 @@ mod tests {
         assert!(store.ended_before(5).unwrap().is_empty());
         store.remove("a").unwrap();
         store.shrink().unwrap();
+        assert_eq!(store.read().pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0)).unwrap(), 0);
         assert!(store.job("a").unwrap().is_none() && store.input("a").unwrap().is_none());
         assert!(!folder.path().join("images/a").exists());
     }

@@ -30,6 +30,8 @@ const PREVIEW_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long to wait before trying again what the disk did not let happen.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
+/// How long to try what fails for other reasons than a full disk, such as too many open files.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a job ended.
 enum Outcome {
@@ -41,27 +43,36 @@ enum Outcome {
 }
 
 /// Does jobs until the service stops. `open` gives an engine in place of one that failed in an unforeseen way.
-pub fn run(mut engine: Engine, open: impl Fn() -> retouch::Result<Engine>, jobs: &Jobs) {
+pub fn run(engine: Engine, open: impl Fn() -> retouch::Result<Engine>, jobs: &Jobs) {
     note_memory(&engine, jobs);
+    let mut engine = Some(engine);
     while let Some(live) = jobs.next() {
-        let start = Instant::now();
-        let outcome = match catch_unwind(AssertUnwindSafe(|| edit(&mut engine, jobs, &live))) {
+        let (id, start) = (&live.id, Instant::now());
+        let work = || -> store::Result<Outcome> {
+            let opened = match engine.take().map_or_else(&open, Ok) {
+                Ok(opened) => engine.insert(opened),
+                Err(error) => return Ok(Outcome::Failed(error.to_string())),
+            };
+            edit(opened, jobs, &live)
+        };
+        let outcome = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) if jobs.is_stopping() => Outcome::PutBack,
             Ok(Err(_)) if live.is_cancelled() => Outcome::Cancelled,
-            Ok(Err(error)) => Outcome::Failed(format!("the result could not be kept: {error}")),
+            Ok(Err(_)) if jobs.is_stopping() => Outcome::PutBack,
+            Ok(Err(error)) => {
+                error!("job {id}: {error}");
+                Outcome::Failed("the service could not read or write what belongs to the job; its log says why".into())
+            }
             Err(_) => {
-                // What was half done in it is not to be trusted.
-                match open() {
-                    Ok(fresh) => engine = fresh,
-                    Err(error) => error!("the model cannot be opened again: {error}"),
-                }
+                // What was half done in it is not to be trusted: it goes before another is opened.
+                engine = None;
                 Outcome::Failed("this is a bug in retouch; please report it with the request".into())
             }
         };
         jobs.note_pace(start.elapsed());
-        note_memory(&engine, jobs);
-        let id = &live.id;
+        if let Some(engine) = &engine {
+            note_memory(engine, jobs);
+        }
         let seconds = start.elapsed().as_secs_f64();
         let (status, reason) = match outcome {
             Outcome::Done => (Status::Done, None),
@@ -97,13 +108,15 @@ fn note_memory(engine: &Engine, jobs: &Jobs) {
 
 /// From what was asked for to files.
 fn edit(engine: &mut Engine, jobs: &Jobs, live: &Arc<Live>) -> store::Result<Outcome> {
-    let Some(record) = jobs.store.job(&live.id)? else { return Ok(Outcome::Cancelled) };
-    let attempts = patiently(jobs, live, || jobs.store.start(&live.id, now()))?;
+    let Some(record) = patiently(jobs, live, || jobs.store.job(&live.id))? else { return Ok(Outcome::Cancelled) };
+    let Some(attempts) = patiently(jobs, live, || jobs.store.start(&live.id, now()))? else {
+        return Ok(Outcome::Cancelled);
+    };
     live.changed();
     if attempts > MAX_ATTEMPTS {
         return Ok(Outcome::Failed(format!("the service ended {MAX_ATTEMPTS} times while this job ran; see its log")));
     }
-    let picture = match jobs.store.input(&live.id)? {
+    let picture = match patiently(jobs, live, || jobs.store.input(&live.id))? {
         Some(bytes) => match read_image(&bytes, "the image") {
             Ok(picture) => Some(picture),
             Err(error) => return Ok(Outcome::Failed(error.to_string())),
@@ -127,8 +140,8 @@ fn edit(engine: &mut Engine, jobs: &Jobs, live: &Arc<Live>) -> store::Result<Out
             jobs.metrics.stages(&timings);
             Outcome::Done
         }
-        Err(Error::Cancelled) if jobs.is_stopping() => Outcome::PutBack,
-        Err(Error::Cancelled) => Outcome::Cancelled,
+        Err(Error::Cancelled) if live.is_cancelled() => Outcome::Cancelled,
+        Err(Error::Cancelled) => Outcome::PutBack,
         Err(error) => {
             jobs.metrics.error("job");
             Outcome::Failed(error.to_string())
@@ -136,14 +149,20 @@ fn edit(engine: &mut Engine, jobs: &Jobs, live: &Arc<Live>) -> store::Result<Out
     })
 }
 
-/// Tries until there is room: a full disk is no reason to lose a job or a result. New requests are refused meanwhile.
+/// Tries until there is room: a full disk is no reason to lose a job or a result. New requests are refused meanwhile. What
+/// fails for other reasons is tried for a while.
 fn patiently<T>(jobs: &Jobs, live: &Live, keep: impl Fn() -> store::Result<T>) -> store::Result<T> {
+    let start = Instant::now();
     loop {
         match keep() {
-            Err(StoreError::Full) if !jobs.is_stopping() && !live.is_cancelled() => {
+            Err(StoreError::Full) if !live.is_to_end() => {
                 if !jobs.disk_full.swap(true, Ordering::Relaxed) {
                     warn!("the disk is full: a job waits for room, and no new ones are taken");
                 }
+                std::thread::sleep(DISK_PAUSE);
+            }
+            Err(StoreError::Failed(reason)) if !live.is_to_end() && start.elapsed() < PATIENCE => {
+                warn!("job {}: {reason}", live.id);
                 std::thread::sleep(DISK_PAUSE);
             }
             kept => {
@@ -199,7 +218,7 @@ struct Follower<'a> {
 
 impl Observer for Follower<'_> {
     fn on(&mut self, event: Event<'_>) -> Control {
-        if self.live.is_cancelled() {
+        if self.live.is_to_end() {
             return Control::Cancel;
         }
         if let Event::Step { image, step, steps, preview, .. } = event {
