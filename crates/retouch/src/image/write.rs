@@ -33,6 +33,15 @@ impl OutputFormat {
         path.extension()?.to_str()?.parse().ok()
     }
 
+    /// As requests name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpeg",
+            Self::Webp => "webp",
+        }
+    }
+
     /// The extension of new files, without a dot.
     pub fn extension(self) -> &'static str {
         match self {

@@ -5,17 +5,15 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Query, Request, State},
-    http::HeaderMap,
 };
 use retouch::{AspectRatio, image::OutputFormat};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    admission::admit,
     caller::{Base, Caller},
     error::{ApiError, HostedError, HostedErrorBody},
-    input::{self, blocking},
+    input::{self, Image, blocking},
     submit::{self, Submission, submit},
 };
 use crate::{
@@ -135,10 +133,9 @@ macro_rules! model_route {
             state: State<Arc<App>>,
             caller: Result<Caller, ApiError>,
             base: Base,
-            headers: HeaderMap,
             request: Request,
         ) -> Result<Json<Submitted>, HostedError> {
-            create(state, caller?, base, headers, request).await
+            create(state, caller?, base, request).await
         }
     };
 }
@@ -151,31 +148,13 @@ async fn create(
     State(app): State<Arc<App>>,
     Caller(owner): Caller,
     Base(base): Base,
-    headers: HeaderMap,
     request: Request,
 ) -> Result<Json<Submitted>, HostedError> {
-    let idempotency_key = submit::idempotency_key(&headers)?;
-    submit::check_room(&app, idempotency_key.as_ref())?;
-    let (request, held) = admit(&app, request)?;
-    let (asked, hash): (HostedRequest, _) = held.explain(input::json(&app, request).await)?;
+    let (request, entry) = submit::enter(&app, request)?;
+    let (asked, body): (HostedRequest, _) = entry.held.explain(input::json(&app, request).await)?;
     asked.check()?;
     let webhook = submit::webhook(&app, asked.webhook_url.clone(), asked.webhook_secret)?;
-    let submitted = |id: String| {
-        Json(Submitted {
-            polling_url: format!("{base}/v1/get_result?id={id}"),
-            id,
-            status: HostedStatus::Pending,
-            webhook_url: asked.webhook_url,
-        })
-    };
-    let (known, idempotency) = submit::known(&app, &owner, idempotency_key, || hash).await?;
-    if let Some(id) = known {
-        return Ok(submitted(id));
-    }
-    let image = match asked.input_image {
-        Some(text) => Some((input::from_text(&app, &held, text, "input_image").await?, "input_image")),
-        None => None,
-    };
+    let image = asked.input_image.map(|text| (Image::Text(text), "input_image"));
     let job = NewJob {
         prompt: asked.prompt,
         seed: asked.seed,
@@ -188,8 +167,13 @@ async fn create(
         output_format: asked.output_format,
         ..Default::default()
     };
-    let id = submit(&app, Submission { owner, job, image, idempotency, webhook }).await?;
-    Ok(submitted(id))
+    let id = submit(&app, Submission { owner, entry, job, asked: body, image, webhook }).await?;
+    Ok(Json(Submitted {
+        polling_url: format!("{base}/v1/get_result?id={id}"),
+        id,
+        status: HostedStatus::Pending,
+        webhook_url: asked.webhook_url,
+    }))
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -25,7 +25,6 @@ use crate::{
     app::App,
     fetch::{self, Reach},
     jobs::{files, store::Input},
-    signature::sha256_hex,
 };
 
 /// How long the body of a request may take to arrive.
@@ -40,6 +39,13 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 pub struct File {
     pub bytes: Bytes,
     pub name: Option<String>,
+}
+
+/// An image as it was sent, before anything is fetched or decoded.
+pub enum Image {
+    File(File),
+    /// See [`from_text`].
+    Text(String),
 }
 
 /// A source image, decoded, and in the form that it is kept in.
@@ -63,14 +69,14 @@ fn refused(app: &App, status: StatusCode) -> ApiError {
     }
 }
 
-/// The body of a request as JSON, and a hash of it.
-pub async fn json<T: DeserializeOwned + Send + 'static>(app: &Arc<App>, request: Request) -> ApiResult<(T, String)> {
+/// The body of a request as JSON, and as it was sent.
+pub async fn json<T: DeserializeOwned + Send + 'static>(app: &Arc<App>, request: Request) -> ApiResult<(T, Bytes)> {
     if media_type(&request) != "application/json" {
         return Err(ApiError::unsupported_media("send the request as application/json"));
     }
     let body = body(app, request).await?;
     blocking(move || match serde_json::from_slice(&body) {
-        Ok(read) => Ok((read, sha256_hex(&[&body]))),
+        Ok(read) => Ok((read, body)),
         Err(e) if e.is_data() => Err(ApiError::invalid(e.to_string())),
         Err(e) => Err(ApiError::malformed(format!("the body of the request is not JSON: {e}"))),
     })
@@ -128,7 +134,7 @@ impl File {
 }
 
 /// The image that a text stands for: base64, a data URL, or (where that is allowed) the address of one.
-pub async fn from_text(app: &App, held: &Held, text: String, field: &'static str) -> ApiResult<File> {
+async fn from_text(app: &App, held: &Held, text: String, field: &'static str) -> ApiResult<File> {
     let bytes = if text.starts_with("http://") || text.starts_with("https://") {
         if !app.options.allow_url_inputs {
             let message =
@@ -162,8 +168,13 @@ fn decode_text(text: &str, field: &'static str) -> ApiResult<Vec<u8>> {
     BASE64.decode(compact).map_err(|_| wrong())
 }
 
-/// Decodes a source image and makes its small form, as many at a time as there are cores.
-pub async fn decode(app: &App, file: File, field: &'static str) -> ApiResult<Source> {
+/// Decodes a source image and makes its small form, as many at a time as there are cores. What is fetched for it counts to what
+/// the request holds.
+pub async fn decode(app: &App, held: &Held, image: Image, field: &'static str) -> ApiResult<Source> {
+    let file = match image {
+        Image::File(file) => file,
+        Image::Text(text) => from_text(app, held, text, field).await?,
+    };
     let max_pixels = app.options.max_pixels;
     let permit = app.decoding.clone().acquire_owned().await;
     let permit = permit.map_err(|_| ApiError::internal("the service is stopping"))?;

@@ -4,8 +4,9 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Json,
+    body::Bytes,
     extract::{Path, Query, Request, State},
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
@@ -18,10 +19,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    admission::admit,
     caller::Caller,
     error::{ApiError, ApiResult, ErrorBody},
-    input::{self, blocking},
+    input::{self, Image, blocking},
     submit::{self, Submission, submit},
 };
 use crate::{
@@ -89,17 +89,12 @@ pub const INPUT_THUMBNAIL: &str = "input-small.jpg";
 impl Job {
     pub fn of(app: &App, record: Record) -> Self {
         let Record { id, status, request, model, input, images, .. } = record;
-        let pending = app.jobs.live(&id).and_then(|_| app.jobs.pending(&id, &record.owner));
+        let pending = app.jobs.pending(&id, &record.owner);
         // The store knows when a job ends, the queue when it begins.
         let status = pending.filter(|_| !status.is_final()).map_or(status, |(status, _)| status);
         let progress = match status {
             Status::Done => 1.0,
             _ => pending.map_or(0.0, |(_, progress)| progress),
-        };
-        let format = match request.output_format {
-            retouch::image::OutputFormat::Png => "png",
-            retouch::image::OutputFormat::Jpeg => "jpeg",
-            retouch::image::OutputFormat::Webp => "webp",
         };
         let image = |(index, (width, height)): (usize, (u32, u32))| JobImage {
             index,
@@ -108,7 +103,7 @@ impl Job {
             seed: request.seeds.get(index).copied().unwrap_or_default(),
             width,
             height,
-            format,
+            format: request.output_format.name(),
         };
         let named = |name: &Option<String>| name.clone().unwrap_or_else(|| "photo.png".into());
         Self {
@@ -175,44 +170,22 @@ pub struct JobForm {
 pub async fn create(
     State(app): State<Arc<App>>,
     Caller(owner): Caller,
-    headers: HeaderMap,
     request: Request,
 ) -> ApiResult<(StatusCode, Json<Job>)> {
-    let idempotency_key = submit::idempotency_key(&headers)?;
-    submit::check_room(&app, idempotency_key.as_ref())?;
-    let (request, held) = admit(&app, request)?;
-    let (job, file, hash) = held.explain(match input::media_type(&request).as_str() {
+    let (request, entry) = submit::enter(&app, request)?;
+    let (job, image, asked) = entry.held.explain(match input::media_type(&request).as_str() {
         "multipart/form-data" => read_form(&app, request).await,
         _ => read_json(&app, request).await,
     })?;
-    let (known, idempotency) = submit::known(&app, &owner, idempotency_key, || hash).await?;
-    let id = match known {
-        Some(id) => id,
-        None => {
-            let image = match file {
-                Some(Image::File(file)) => Some((file, "image")),
-                Some(Image::Text(text)) => {
-                    Some((input::from_text(&app, &held, text, "input_image").await?, "input_image"))
-                }
-                None => None,
-            };
-            submit(&app, Submission { owner: owner.clone(), job, image, idempotency, webhook: None }).await?
-        }
-    };
+    let id = submit(&app, Submission { owner: owner.clone(), entry, job, asked, image, webhook: None }).await?;
     Ok((StatusCode::ACCEPTED, Json(Job::find(&app, &owner, &id).await?)))
 }
 
-/// An image as it was sent.
-enum Image {
-    File(input::File),
-    Text(String),
-}
-
-/// A job, its image, and a hash of both as they were sent.
-type NewJobWithImage = (NewJob, Option<Image>, String);
+/// A job, its image with the field that it came in, and the request as it was sent but for an image that is a file.
+type NewJobWithImage = (NewJob, Option<(Image, &'static str)>, Bytes);
 
 async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImage> {
-    let (mut job, mut image) = (None, None);
+    let (mut job, mut image, mut asked) = (None, None, Bytes::new());
     for (name, file) in input::form(app, request).await? {
         match name.as_str() {
             "request" if job.is_none() => {
@@ -224,7 +197,7 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImag
                         ApiError::invalid("send the image as the field `image` of the form").about("input_image")
                     );
                 }
-                job = Some(read);
+                (job, asked) = (Some(read), file.bytes);
             }
             "image" if image.is_none() => image = Some(file),
             "request" | "image" => return Err(ApiError::invalid(format!("{name} was sent twice")).about(name)),
@@ -235,14 +208,13 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImag
         }
     }
     let job = job.ok_or_else(|| ApiError::invalid("the form has no field `request`").about("request"))?;
-    let hash = submit::hash(&job, image.as_ref());
-    Ok((job, image.map(Image::File), hash))
+    Ok((job, image.map(|file| (Image::File(file), "image")), asked))
 }
 
 async fn read_json(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImage> {
-    let (mut job, hash): (NewJob, _) = input::json(app, request).await?;
-    let image = job.input_image.take().map(Image::Text);
-    Ok((job, image, hash))
+    let (mut job, asked): (NewJob, _) = input::json(app, request).await?;
+    let image = job.input_image.take().map(|text| (Image::Text(text), "input_image"));
+    Ok((job, image, asked))
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -9,7 +9,6 @@ use std::{
 use axum::{
     Json,
     extract::{Request, State},
-    http::HeaderMap,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use retouch::image::OutputFormat;
@@ -20,10 +19,9 @@ use utoipa::{
 };
 
 use super::{
-    admission::admit,
     caller::{Base, Caller},
     error::{ApiError, ApiResult, ErrorBody},
-    input::{self, File, blocking},
+    input::{self, File, Image, blocking},
     submit::{self, Submission, submit},
 };
 use crate::{
@@ -192,26 +190,16 @@ pub async fn edits(
     State(app): State<Arc<App>>,
     Caller(owner): Caller,
     Base(base): Base,
-    headers: HeaderMap,
     request: Request,
 ) -> ApiResult<Json<ImageResponse>> {
-    let idempotency_key = submit::idempotency_key(&headers)?;
-    submit::check_room(&app, idempotency_key.as_ref())?;
-    let (request, held) = admit(&app, request)?;
-    let (asked, image) = held.explain(read_form(&app, request).await)?;
+    let (request, entry) = submit::enter(&app, request)?;
+    let (asked, image) = entry.held.explain(read_form(&app, request).await)?;
     let image = image.ok_or_else(|| ApiError::invalid("the form has no field `image`").about("image"))?;
     let (job, format) = asked.job(&app)?;
-    let hash = || submit::hash(&job, Some(&image));
-    let (known, idempotency) = submit::known(&app, &owner, idempotency_key, hash).await?;
-    let repeatable = idempotency.is_some();
-    let submission =
-        Submission { owner: owner.clone(), job, image: Some((image, "image")), idempotency, webhook: None };
-    let id = match known {
-        Some(id) => id,
-        None => submit(&app, submission).await?,
-    };
-    drop(held);
-    result(&app, owner, Waiting { app: app.clone(), id, abandon: !repeatable }, format, &base).await
+    // The job is all that the form's texts say.
+    let asked = serde_json::to_vec(&job).map_err(|e| ApiError::internal(e.to_string()))?.into();
+    let image = Some((Image::File(image), "image"));
+    answer(&app, &base, Submission { owner, entry, job, asked, image, webhook: None }, format).await
 }
 
 /// Makes an image from words alone
@@ -230,23 +218,12 @@ pub async fn generations(
     State(app): State<Arc<App>>,
     Caller(owner): Caller,
     Base(base): Base,
-    headers: HeaderMap,
     request: Request,
 ) -> ApiResult<Json<ImageResponse>> {
-    let idempotency_key = submit::idempotency_key(&headers)?;
-    submit::check_room(&app, idempotency_key.as_ref())?;
-    let (request, held) = admit(&app, request)?;
-    let (asked, hash): (ImageRequest, _) = held.explain(input::json(&app, request).await)?;
+    let (request, entry) = submit::enter(&app, request)?;
+    let (asked, body): (ImageRequest, _) = entry.held.explain(input::json(&app, request).await)?;
     let (job, format) = asked.job(&app)?;
-    let (known, idempotency) = submit::known(&app, &owner, idempotency_key, || hash).await?;
-    let repeatable = idempotency.is_some();
-    let submission = Submission { owner: owner.clone(), job, image: None, idempotency, webhook: None };
-    let id = match known {
-        Some(id) => id,
-        None => submit(&app, submission).await?,
-    };
-    drop(held);
-    result(&app, owner, Waiting { app: app.clone(), id, abandon: !repeatable }, format, &base).await
+    answer(&app, &base, Submission { owner, entry, job, asked: body, image: None, webhook: None }, format).await
 }
 
 /// The fields of a form: texts, and one image.
@@ -307,14 +284,16 @@ impl Drop for Waiting {
     }
 }
 
-/// Waits for a job and answers with what came of it.
-async fn result(
+/// Does a job and answers with what came of it; `base` is the address of the service.
+async fn answer(
     app: &Arc<App>,
-    owner: String,
-    mut waiting: Waiting,
-    format: ResponseFormat,
     base: &str,
+    submission: Submission,
+    format: ResponseFormat,
 ) -> ApiResult<Json<ImageResponse>> {
+    let (owner, abandon) = (submission.owner.clone(), submission.entry.idempotency_key.is_none());
+    let id = submit(app, submission).await?;
+    let mut waiting = Waiting { app: app.clone(), id, abandon };
     if let Some(live) = app.jobs.live(&waiting.id) {
         // An error is the end of the job as well.
         let _ = live.subscribe().wait_for(|signal| signal.ended).await;
@@ -348,11 +327,7 @@ async fn result(
             });
         }
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let output_format = match record.request.output_format {
-            OutputFormat::Png => "png",
-            OutputFormat::Jpeg => "jpeg",
-            OutputFormat::Webp => "webp",
-        };
+        let output_format = record.request.output_format.name();
         let size = record.images.first().map_or_else(String::new, |(width, height)| format!("{width}x{height}"));
         Ok(Json(ImageResponse { created, data, output_format, size }))
     })

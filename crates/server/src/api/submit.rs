@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::http::HeaderMap;
-use serde::Serialize;
+use axum::{body::Bytes, extract::Request, http::HeaderMap};
 use uuid::Uuid;
 
 use super::{
+    admission::{Held, admit},
     error::{ApiError, ApiResult},
-    input::{self, File, Source, blocking},
+    input::{self, Image, Source, blocking},
 };
 use crate::{
     app::App,
@@ -22,28 +22,40 @@ use crate::{
 };
 
 /// The name of the header by which a caller says that two requests are one.
-pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 const MAX_KEY_BYTES: usize = 255;
 const MAX_URL_BYTES: usize = 2083;
 
-/// A request with its image in hand.
+/// A request that was let in.
+pub struct Entry {
+    /// What its body holds in memory.
+    pub held: Held,
+    /// The caller's own name of it, by which it can be repeated.
+    pub idempotency_key: Option<String>,
+}
+
+/// A request that was read.
 pub struct Submission {
     pub owner: String,
+    pub entry: Entry,
     pub job: NewJob,
+    /// As it was sent, but for an image that is a file: what makes it the same as another.
+    pub asked: Bytes,
     /// The image, and the field that it came in.
-    pub image: Option<(File, &'static str)>,
-    /// The caller's name of the request, and a hash of it.
-    pub idempotency: Option<(String, String)>,
+    pub image: Option<(Image, &'static str)>,
     pub webhook: Option<Webhook>,
 }
 
-/// Refuses early what has no place in the queue, before its body is read. A request with a key may be one that has a place.
-pub fn check_room(app: &App, idempotency_key: Option<&String>) -> ApiResult<()> {
-    match idempotency_key {
-        Some(_) => Ok(()),
-        None => app.jobs.has_room().map_err(|refusal| refused(app, refusal)),
+/// Lets a request in, or refuses what has no place in the queue before its body is read. One with an idempotency key may be one
+/// that has a place.
+pub fn enter(app: &App, request: Request) -> ApiResult<(Request, Entry)> {
+    let idempotency_key = idempotency_key(request.headers())?;
+    if idempotency_key.is_none() {
+        app.jobs.has_room().map_err(|refusal| refused(app, refusal))?;
     }
+    let (request, held) = admit(app, request)?;
+    Ok((request, Entry { held, idempotency_key }))
 }
 
 fn refused(app: &App, refusal: Refusal) -> ApiError {
@@ -51,36 +63,13 @@ fn refused(app: &App, refusal: Refusal) -> ApiError {
 }
 
 /// The caller's own name of a request.
-pub fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
+fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
     let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     match key.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= MAX_KEY_BYTES => Ok(Some(key.to_string())),
         _ => Err(ApiError::invalid(format!("an Idempotency-Key is 1 to {MAX_KEY_BYTES} visible characters"))
             .about("Idempotency-Key")),
     }
-}
-
-/// The job that an earlier request of the same key became, and what to keep for a new one; `hash` is of the request as it was
-/// sent, before anything that it names is fetched.
-pub async fn known(
-    app: &Arc<App>,
-    owner: &str,
-    key: Option<String>,
-    hash: impl FnOnce() -> String,
-) -> ApiResult<(Option<String>, Option<(String, String)>)> {
-    let Some(key) = key else { return Ok((None, None)) };
-    let (app, owner, idempotency) = (app.clone(), owner.to_string(), (key, hash()));
-    blocking(move || {
-        let known = app.jobs.known(&owner, &idempotency.0, &idempotency.1);
-        Ok((known.map_err(|refusal| refused(&app, refusal))?, Some(idempotency)))
-    })
-    .await
-}
-
-/// A hash of a request that came as a form.
-pub fn hash(request: &impl Serialize, image: Option<&File>) -> String {
-    let asked = serde_json::to_vec(request).unwrap_or_default(); // of texts and numbers: it cannot fail
-    sha256_hex(&[&asked, image.map_or(&[][..], |file| &file.bytes[..])])
 }
 
 /// Checks a webhook as far as that goes without calling it.
@@ -106,10 +95,31 @@ pub fn webhook(app: &App, url: Option<String>, secret: Option<String>) -> ApiRes
 
 /// Checks a request whole and makes it a job; the job's id. What the model cannot do is refused here, not later.
 pub async fn submit(app: &Arc<App>, submission: Submission) -> ApiResult<String> {
-    let Submission { owner, job, image, idempotency, webhook } = submission;
+    let Submission { owner, entry: Entry { held, idempotency_key }, job, asked, image, webhook } = submission;
+    let idempotency = match idempotency_key {
+        Some(key) => {
+            // Before anything that the request names is fetched.
+            let file = match &image {
+                Some((Image::File(file), _)) => file.bytes.clone(),
+                _ => Bytes::new(),
+            };
+            let (app, owner) = (app.clone(), owner.clone());
+            let (known, idempotency) = blocking(move || {
+                let hash = sha256_hex(&[&asked, &file]);
+                let known = app.jobs.known(&owner, &key, &hash).map_err(|refusal| refused(&app, refusal))?;
+                Ok((known, (key, hash)))
+            })
+            .await?;
+            if let Some(id) = known {
+                return Ok(id);
+            }
+            Some(idempotency)
+        }
+        None => None,
+    };
     let request = job.resolve(app.options.max_images).map_err(ApiError::invalid)?;
     let source = match image {
-        Some((file, field)) => Some(input::decode(app, file, field).await?),
+        Some((image, field)) => Some(input::decode(app, &held, image, field).await?),
         None => None,
     };
     let app = app.clone();

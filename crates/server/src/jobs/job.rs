@@ -199,12 +199,8 @@ impl JobRequest {
         option("--true-cfg", self.true_cfg.map(|v| v.to_string()));
         option("--cache", self.cache.map(|v| v.to_string()));
         option("--quality", self.quality.map(|v| v.to_string()));
-        let format = match self.output_format {
-            OutputFormat::Png => None,
-            OutputFormat::Jpeg => Some("jpeg"),
-            OutputFormat::Webp => Some("webp"),
-        };
-        option("--format", format.map(str::to_string));
+        let format = Some(self.output_format).filter(|format| *format != OutputFormat::default());
+        option("--format", format.map(|format| format.name().to_string()));
         let words = if self.prompt.starts_with('-') {
             [options, vec!["--".into()], values].concat()
         } else {

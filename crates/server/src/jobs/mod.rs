@@ -205,13 +205,13 @@ impl Jobs {
 
     /// Whether there is a place, before a request is read. [`Self::accept`] decides.
     pub fn has_room(&self) -> Result<(), Refusal> {
-        if self.disk_full.load(Ordering::Relaxed) {
-            return Err(StoreError::Full.into());
-        }
         self.room_in(&self.queue())
     }
 
     fn room_in(&self, queue: &Queue) -> Result<(), Refusal> {
+        if self.disk_full.load(Ordering::Relaxed) {
+            return Err(StoreError::Full.into());
+        }
         if queue.stopping {
             return Err(Refusal::Stopping);
         }
@@ -232,7 +232,6 @@ impl Jobs {
 
     /// Makes a job durable and puts it in the queue; its id, which for a repeated request is that of the first.
     pub fn accept(&self, job: Accepted) -> Result<String, Refusal> {
-        self.has_room()?;
         let live = Live::new(job.id.clone(), job.owner.clone());
         let mut queue = self.queue();
         self.room_in(&queue)?;

@@ -3,6 +3,10 @@
 //! `STATE/jobs.sqlite` holds the jobs with their source images; a job is durable when [`Store::accept`] returns.
 //! `STATE/images/ID/` holds a job's results, each written under another name first.
 
+mod images;
+mod records;
+mod webhooks;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -10,9 +14,13 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, named_params, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, named_params, params};
 
-use super::job::{JobRequest, Status};
+pub use records::{Acceptance, Accepted, Input, Record, Webhook};
+pub use webhooks::DueWebhook;
+
+use super::job::Status;
+use records::{COLUMNS, record, with_images};
 
 /// Why something cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -43,81 +51,6 @@ impl StoreError {
     }
 }
 
-/// A picture as it was sent, with what is shown of it.
-#[derive(Debug, Clone)]
-pub struct Input {
-    pub bytes: Vec<u8>,
-    /// A small JPEG.
-    pub thumbnail: Vec<u8>,
-    pub width: u32,
-    pub height: u32,
-    /// The file's name, where one was given.
-    pub name: Option<String>,
-}
-
-/// A job to be kept.
-pub struct Accepted {
-    pub id: String,
-    /// Whose it is: stands for an API key, or is empty where there are none.
-    pub owner: String,
-    pub request: JobRequest,
-    pub model: String,
-    pub input: Option<Input>,
-    /// The caller's name for this request, and a hash of the request: a second one of that name is the same job.
-    pub idempotency: Option<(String, String)>,
-    pub webhook: Option<Webhook>,
-}
-
-/// Whom to tell when a job has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Webhook {
-    pub url: String,
-    pub secret: Option<String>,
-}
-
-/// What became of a job to be kept.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Acceptance {
-    New,
-    /// The job of that id was accepted earlier for the same request.
-    Known(String),
-    /// Another request had the same idempotency key.
-    Conflict,
-}
-
-/// A job as it is kept.
-#[derive(Debug, Clone)]
-pub struct Record {
-    pub id: String,
-    pub owner: String,
-    pub status: Status,
-    pub request: JobRequest,
-    pub model: String,
-    /// Milliseconds since 1970.
-    pub created_at: i64,
-    pub started_at: Option<i64>,
-    pub finished_at: Option<i64>,
-    pub error: Option<String>,
-    pub input: Option<InputRecord>,
-    /// Width and height of the images that are done, in the order of the seeds.
-    pub images: Vec<(u32, u32)>,
-}
-
-#[derive(Debug, Clone)]
-pub struct InputRecord {
-    pub width: u32,
-    pub height: u32,
-    pub name: Option<String>,
-}
-
-/// A webhook that is due.
-#[derive(Debug, Clone)]
-pub struct DueWebhook {
-    pub job: String,
-    pub webhook: Webhook,
-    pub attempts: u32,
-}
-
 pub struct Store {
     folder: PathBuf,
     write: Mutex<Connection>,
@@ -127,55 +60,7 @@ pub struct Store {
     _lock: fs::File,
 }
 
-const SCHEMA: &str = "
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    status TEXT NOT NULL,
-    request TEXT NOT NULL,
-    model TEXT NOT NULL,
-    created_at INTEGER NOT NULL,
-    started_at INTEGER,
-    finished_at INTEGER,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    error TEXT,
-    idempotency_key TEXT,
-    request_hash TEXT,
-    input_width INTEGER,
-    input_height INTEGER,
-    input_name TEXT
-);
-CREATE UNIQUE INDEX jobs_by_idempotency_key ON jobs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE INDEX jobs_unfinished ON jobs (number) WHERE status IN ('queued', 'running');
-CREATE INDEX jobs_by_owner ON jobs (owner, number);
-CREATE INDEX jobs_by_end ON jobs (finished_at) WHERE finished_at IS NOT NULL;
-CREATE TABLE inputs (
-    job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
-    bytes BLOB NOT NULL,
-    thumbnail BLOB NOT NULL
-);
-CREATE TABLE images (
-    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    width INTEGER NOT NULL,
-    height INTEGER NOT NULL,
-    PRIMARY KEY (job, position)
-) WITHOUT ROWID;
-CREATE TABLE webhooks (
-    job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
-    url TEXT NOT NULL,
-    secret TEXT,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    due_at INTEGER
-);
-CREATE INDEX webhooks_due ON webhooks (due_at) WHERE due_at IS NOT NULL;
-CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
-PRAGMA user_version = 1;
-";
-
-const COLUMNS: &str = "id, owner, status, request, model, created_at, started_at, finished_at, error, input_width, \
-                       input_height, input_name";
+const SCHEMA: &str = include_str!("schema.sql");
 
 impl Store {
     /// Opens the folder, making it if needed.
@@ -386,82 +271,12 @@ impl Store {
         Ok(connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
     }
 
-    /// Removes the pictures of jobs that are gone: what a removal left that was interrupted.
-    pub fn remove_orphans(&self) -> Result<()> {
-        let images = self.folder.join("images");
-        let failed = |e: io::Error| StoreError::io(&images, &e);
-        for entry in fs::read_dir(&images).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            if let Some(id) = name.to_str()
-                && self.job(id)?.is_none()
-            {
-                self.remove(id)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The webhooks to be called by now.
-    pub fn due_webhooks(&self, now: i64) -> Result<Vec<DueWebhook>> {
-        let connection = self.read();
-        let mut statement = connection.prepare_cached(
-            "SELECT job, url, secret, attempts FROM webhooks WHERE due_at <= ?1 ORDER BY due_at LIMIT 256",
-        )?;
-        let due = statement.query_map([now], |row| {
-            Ok(DueWebhook {
-                job: row.get(0)?,
-                webhook: Webhook { url: row.get(1)?, secret: row.get(2)? },
-                attempts: row.get(3)?,
-            })
-        })?;
-        Ok(due.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// Settles a webhook (`None`), or puts it off.
-    pub fn put_off_webhook(&self, job: &str, due_at: Option<i64>) -> Result<()> {
-        let query = "UPDATE webhooks SET attempts = attempts + 1, due_at = ?2 WHERE job = ?1";
-        self.write().execute(query, params![job, due_at])?;
-        Ok(())
-    }
-
     /// Random bytes that stay the same for this folder.
     pub fn secret(&self, name: &str) -> Result<[u8; 32]> {
         let connection = self.write();
         let fresh: [u8; 32] = rand::random();
         connection.execute("INSERT OR IGNORE INTO secrets (name, value) VALUES (?1, ?2)", params![name, fresh])?;
         Ok(connection.query_row("SELECT value FROM secrets WHERE name = ?1", [name], |row| row.get(0))?)
-    }
-
-    /// The folder of a job's results.
-    fn images(&self, id: &str) -> PathBuf {
-        self.folder.join("images").join(id)
-    }
-
-    /// The file of a result; `name` is one that [`super::files`] makes.
-    pub fn image_file(&self, id: &str, name: &str) -> PathBuf {
-        self.images(id).join(name)
-    }
-
-    /// Writes a file of a job's results, whole or not at all.
-    pub fn write_image(&self, id: &str, name: &str, bytes: &[u8]) -> Result<()> {
-        let folder = self.images(id);
-        let create = || match fs::create_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(error),
-            // The folder's own name is durable once that of all jobs is.
-            Ok(()) => fs::File::open(self.folder.join("images"))?.sync_all(),
-        };
-        create().map_err(|e| StoreError::io(&folder, &e))?;
-        let path = folder.join(name);
-        let write = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&folder)?;
-            io::Write::write_all(&mut file, bytes)?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            // The name itself is durable once its folder is.
-            fs::File::open(&folder)?.sync_all()
-        };
-        write().map_err(|e| StoreError::io(&path, &e))
     }
 }
 
@@ -495,37 +310,6 @@ fn known(connection: &Connection, owner: &str, key: &str, hash: &str) -> Result<
         .query_row(query, params![owner, key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
         .optional()?;
     Ok(found.map(|(id, same)| if same == hash { Acceptance::Known(id) } else { Acceptance::Conflict }))
-}
-
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let text = |name: &'static str| row.get::<_, String>(name);
-    let request = serde_json::from_str(&text("request")?)
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, Box::new(e)))?;
-    let input = match (row.get("input_width")?, row.get("input_height")?) {
-        (Some(width), Some(height)) => Some(InputRecord { width, height, name: row.get("input_name")? }),
-        _ => None,
-    };
-    Ok(Record {
-        id: text("id")?,
-        owner: text("owner")?,
-        status: Status::parse(&text("status")?).unwrap_or(Status::Failed),
-        request,
-        model: text("model")?,
-        created_at: row.get("created_at")?,
-        started_at: row.get("started_at")?,
-        finished_at: row.get("finished_at")?,
-        error: row.get("error")?,
-        input,
-        images: Vec::new(),
-    })
-}
-
-fn with_images(connection: &Connection, mut record: Record) -> Result<Record> {
-    let mut statement =
-        connection.prepare_cached("SELECT width, height FROM images WHERE job = ?1 ORDER BY position")?;
-    let sizes = statement.query_map([&record.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    record.images = sizes.collect::<rusqlite::Result<_>>()?;
-    Ok(record)
 }
 
 #[cfg(test)]
