@@ -1,6 +1,7 @@
 //! Matrix products on slices.
 
 pub use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A matrix in a slice.
 #[derive(Clone, Copy)]
@@ -58,6 +59,39 @@ pub unsafe fn multiply(y: *mut f32, y_stride: usize, product: Product, a: Matrix
             threads,
         );
     }
+}
+
+/// Side of the squares that a transposition goes by: a line of the cache each way.
+const TILE: usize = 16;
+
+/// `y[column * y_stride + row] = x[row, column]` for the `rows` x `columns` of `x`, whose columns are adjacent. Each row of `y` goes
+/// to `finish` when it is written.
+pub fn transpose(
+    x: Matrix<'_>,
+    (rows, columns): (usize, usize),
+    y: &mut [f32],
+    y_stride: usize,
+    finish: impl Fn(&mut [f32]) + Sync,
+) {
+    y.par_chunks_mut(TILE * y_stride).enumerate().for_each(|(band, y)| {
+        let column = band * TILE;
+        let width = TILE.min(columns.saturating_sub(column));
+        for row in (0..rows).step_by(TILE) {
+            let height = TILE.min(rows - row);
+            // Whole pieces of rows first: rows at distances of a power of two would push each other out of the cache.
+            let mut tile = [[0f32; TILE]; TILE];
+            for (i, tile) in tile[..height].iter_mut().enumerate() {
+                tile[..width].copy_from_slice(&x.data[(row + i) * x.row_stride + column..][..width]);
+            }
+            for j in 0..width {
+                let y = &mut y[j * y_stride + row..][..height];
+                y.iter_mut().zip(&tile).for_each(|(y, tile)| *y = tile[j]);
+            }
+        }
+        for j in 0..width {
+            finish(&mut y[j * y_stride..][..rows]);
+        }
+    });
 }
 
 /// An output that several threads write to, each to its own elements.
