@@ -86,7 +86,7 @@ impl TryFrom<String> for AspectRatio {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReferenceSize {
-    /// The model's preferred size nearest in aspect.
+    /// The model's preferred size nearest in aspect; where it has none, the image's own, with no more pixels than an exact result.
     #[default]
     Auto,
     /// The image's own size, floored to multiples of 16.

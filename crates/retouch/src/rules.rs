@@ -70,7 +70,7 @@ impl ModelRules {
         let reference = match &request.image {
             Some(picture) => {
                 let size = (picture.width() as usize, picture.height() as usize);
-                Some(rules.reference(request.reference_size, size)?)
+                Some(rules.reference(request.reference_size, size, request.size)?)
             }
             None => None,
         };

@@ -19,14 +19,25 @@ pub struct SizeRules<'a> {
 
 impl SizeRules<'_> {
     /// The size at which the model sees a source image of size `image`.
-    pub fn reference(&self, wanted: ReferenceSize, image: Size) -> Result<Size> {
+    ///
+    /// A model without preferred sizes was trained on references of its result's size: of a larger one it makes a part.
+    pub fn reference(&self, wanted: ReferenceSize, image: Size, output: OutputSize) -> Result<Size> {
         let size = match wanted {
             ReferenceSize::Exact { width, height } => self.exact("reference size", (width, height))?,
             ReferenceSize::Keep => self.not_empty(image, self.floor(image))?,
             ReferenceSize::Auto => match self.sizes {
                 // The reference takes the aspect after flooring.
                 Sizes::Preferred(sizes) => nearest_aspect(sizes, aspect(self.not_empty(image, self.floor(image))?)),
-                Sizes::KeepUpToArea(area) => self.not_empty(image, self.floor(shrink(image, *area)))?,
+                Sizes::KeepUpToArea(area) => {
+                    let area = match output {
+                        OutputSize::Exact { width, height } => {
+                            let (width, height) = self.exact("size", (width, height))?;
+                            (*area).min(width.saturating_mul(height))
+                        }
+                        _ => *area,
+                    };
+                    self.not_empty(image, self.floor(shrink(image, area)))?
+                }
             },
         };
         self.bounded("reference image", size)
@@ -137,9 +148,13 @@ mod tests {
 
     #[test]
     fn small_images_keep_their_size_and_large_ones_their_aspect() -> Result<()> {
-        assert_eq!(rules(&NANO).reference(ReferenceSize::Auto, (300, 200))?, (288, 192));
-        assert_eq!(rules(&NANO).reference(ReferenceSize::Auto, (512, 512))?, (512, 512));
-        assert_eq!(rules(&NANO).reference(ReferenceSize::Auto, (4000, 2000))?, (720, 352));
+        let reference = |image, output| rules(&NANO).reference(ReferenceSize::Auto, image, output);
+        assert_eq!(reference((300, 200), OutputSize::Auto)?, (288, 192));
+        assert_eq!(reference((512, 512), OutputSize::Auto)?, (512, 512));
+        assert_eq!(reference((4000, 2000), OutputSize::Auto)?, (720, 352));
+        let exact = |width, height| OutputSize::Exact { width, height };
+        assert_eq!(reference((512, 512), exact(256, 256))?, (256, 256));
+        assert_eq!(reference((300, 200), exact(512, 512))?, (288, 192));
         Ok(())
     }
 
@@ -169,7 +184,7 @@ mod tests {
         let rules = rules(&kontext);
         assert!(cases.len() > 40);
         for Case { width, height, diffusers, keep } in cases {
-            let found = |rule| rules.reference(rule, (width, height)).ok();
+            let found = |rule| rules.reference(rule, (width, height), OutputSize::Auto).ok();
             assert_eq!(found(ReferenceSize::Auto), diffusers, "{width}x{height}");
             assert_eq!(found(ReferenceSize::Keep), keep, "{width}x{height}");
         }
@@ -192,7 +207,7 @@ mod tests {
             assert!(matches!(refused, Err(Error::BadRequest(_))), "{width}x{height}");
         }
         assert!(rules.output(OutputSize::Aspect(f64::NAN), None).is_err());
-        assert!(rules.reference(ReferenceSize::Auto, (1, 1)).is_err());
-        assert!(rules.reference(ReferenceSize::Keep, (4000, 15)).is_err());
+        assert!(rules.reference(ReferenceSize::Auto, (1, 1), OutputSize::Auto).is_err());
+        assert!(rules.reference(ReferenceSize::Keep, (4000, 15), OutputSize::Auto).is_err());
     }
 }
