@@ -29,6 +29,9 @@ mod moments;
 mod packed;
 pub mod portable;
 mod profile;
+#[cfg(test)]
+#[path = "../tests/random/mod.rs"]
+mod random;
 
 use std::fmt::Debug;
 

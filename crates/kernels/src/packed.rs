@@ -169,7 +169,7 @@ mod tests {
     }
 
     fn random(rows: usize) -> Tensor {
-        Tensor::randn(0f32, 1., (rows, 64), &Device::Cpu).unwrap()
+        crate::random::random((rows, 64))
     }
 
     #[test]

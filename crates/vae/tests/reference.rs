@@ -3,6 +3,7 @@
 use std::{collections::HashMap, error::Error, fs, path::Path};
 
 use candle_core::{DType, Device, Tensor};
+use retouch_sampler::TorchGenerator;
 use retouch_vae::{Tiling, VaeConfig, VaeDecoder, VaeEncoder};
 use retouch_weights::{Component, Folder, Weights};
 
@@ -39,6 +40,13 @@ fn calls() -> Result<Vec<Call>, Box<dyn Error>> {
     }
     assert!(!calls.is_empty());
     Ok(calls)
+}
+
+/// Random values, `deviation` from 0; the same at each run.
+fn random(deviation: f64, shape: (usize, usize, usize, usize)) -> candle_core::Result<Tensor> {
+    let (batch, channels, height, width) = shape;
+    let values = TorchGenerator::new(0).normal(batch * channels * height * width);
+    Tensor::from_vec(values, shape, &Device::Cpu)? * deviation
 }
 
 /// 8-bit `[h, w, 3]` to `[1, 3, h, w]` in [-1, 1].
@@ -97,7 +105,7 @@ fn the_file_of_black_forest_labs_gives_the_same() -> Outcome {
     let file = Path::new(FIXTURES).join("tiny-kontext/ae.safetensors");
     let single = Component::Vae.in_file(&file, DType::F32, &Device::Cpu)?;
     let folder = weights(DType::F32)?;
-    let latents = Tensor::randn(0f32, 1., (1, 16, 4, 6), &Device::Cpu)?;
+    let latents = random(1., (1, 16, 4, 6))?;
     let image = VaeDecoder::load(&folder, &config()?)?.decode(&latents)?;
     assert_eq!(distance(&VaeDecoder::load(&single, &config()?)?.decode(&latents)?, &image)?, 0.0);
     let latents = VaeEncoder::load(&folder, &config()?)?.encode(&image)?;
@@ -112,7 +120,7 @@ fn the_file_of_black_forest_labs_gives_the_same() -> Outcome {
 fn several_images_at_once_equal_each_alone() -> Outcome {
     let (encoder, decoder) =
         (VaeEncoder::load(&weights(DType::F32)?, &config()?)?, VaeDecoder::load(&weights(DType::F32)?, &config()?)?);
-    let image = Tensor::randn(0f32, 0.5, (2, 3, 24, 40), &Device::Cpu)?;
+    let image = random(0.5, (2, 3, 24, 40))?;
     let latents = encoder.encode(&image)?;
     assert_eq!(latents.dims(), [2, 16, 3, 5]);
     let decoded = decoder.decode(&latents)?;
@@ -137,7 +145,7 @@ fn bands_of_an_image_make_the_whole_ones_latents_and_pixels() -> Outcome {
     // Sides that are multiples of the VAE's factor alone, so that the last band is cut; bright to the right and below,
     // so that no band has the mean of the whole.
     let (height, width) = (72, 56);
-    let image = Tensor::randn(0f32, 0.3, (2, 3, height, width), &Device::Cpu)?;
+    let image = random(0.3, (2, 3, height, width))?;
     let slope = Tensor::arange(0f32, (height * width) as f32, &Device::Cpu)?.affine(2e-4, -0.4)?;
     let image = image.broadcast_add(&slope.reshape((1, 1, height, width))?)?;
     let latents = encoder.encode(&image)?;
@@ -152,7 +160,7 @@ fn bands_of_an_image_make_the_whole_ones_latents_and_pixels() -> Outcome {
 
 #[test]
 fn on_the_cpu_half_precision_is_computed_in_f32() -> Outcome {
-    let image = Tensor::randn(0f32, 0.5, (1, 3, 16, 24), &Device::Cpu)?;
+    let image = random(0.5, (1, 3, 16, 24))?;
     let exact = VaeEncoder::load(&weights(DType::F32)?, &config()?)?.encode(&image)?;
     for dtype in [DType::BF16, DType::F16] {
         let encoder = VaeEncoder::load(&weights(dtype)?, &config()?)?;

@@ -8,6 +8,7 @@ use std::{
 
 use candle_core::{DType, Device, Module, Tensor};
 use retouch_kernels::{Activation, Fp8Rows, Kernels, Portable};
+use retouch_sampler::TorchGenerator;
 use retouch_weights::{
     Component, Folder, Linear, ModelFile, Store, Weights,
     convert::{Conversion, FileFormat},
@@ -85,7 +86,7 @@ fn the_layers_of_blocks_multiply_8_bit_floats_and_no_others() {
     let plain = transformer(&fixture(BFL));
     let weights = plain.clone().in_fp8();
     let (out, input) = size(&weights, MATRIX);
-    let x = Tensor::randn(0f32, 1.0, (1, 5, input), &Device::Cpu).unwrap();
+    let x = Tensor::from_vec(TorchGenerator::new(0).normal(5 * input), (1, 5, input), &Device::Cpu).unwrap();
     let layer = Linear::load(&weights.pp(MATRIX), input, out).unwrap();
     let bias = plain.pp(MATRIX).get(out, "bias").unwrap();
     let values = Fp8Rows::quantise(&plain.pp(MATRIX).get((out, input), "weight").unwrap()).unwrap();

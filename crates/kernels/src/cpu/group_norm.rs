@@ -131,15 +131,15 @@ fn normalise(x: &[f32], y: &mut [f32], affine: Affine, silu_too: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Module};
+    use crate::random::random;
+    use candle_core::Module;
 
     #[test]
     fn it_equals_candles_normalisation() -> Result<()> {
-        let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu);
         for (channels, groups, height, width) in [(4, 2, 3, 5), (8, 8, 1, 1), (6, 1, 16, 16), (32, 4, 7, 9)] {
             // A mean far from 0, which a sum of squares in f32 would not survive.
-            let x = (random(&[2, channels, height, width])? + 100.)?;
-            let (weight, bias) = (random(&[channels])?, random(&[channels])?);
+            let x = (random((2, channels, height, width)) + 100.)?;
+            let (weight, bias) = (random(channels), random(channels));
             let expected =
                 candle_nn::GroupNorm::new(weight.clone(), bias.clone(), channels, groups, 1e-6)?.forward(&x)?;
             for silu in [false, true] {

@@ -71,17 +71,16 @@ fn part(x: &Tensor, weight: &Tensor, window: Window, first: usize, count: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::random::random;
 
     #[test]
     fn bands_join_to_the_whole() -> Result<()> {
-        let random = |shape: (usize, usize, usize, usize)| Tensor::randn(0f32, 1., shape, &Device::Cpu);
         for window in [Window::Point, Window::Same, Window::Halving, Window::Doubling] {
             for height in [2, 4, 10, 12] {
                 let side = window.kernel();
-                let (x, weight) = (random((2, 3, height, 6))?, random((4, 3, side, side))?);
-                let bias = Tensor::randn(0f32, 1., 4, &Device::Cpu)?;
-                let residual = random((2, 4, window.out_size(height), window.out_size(6)))?;
+                let (x, weight) = (random((2, 3, height, 6)), random((4, 3, side, side)));
+                let bias = random(4);
+                let residual = random((2, 4, window.out_size(height), window.out_size(6)));
                 let whole = portable::conv2d(&x, &weight, &bias, Some(&residual), window)?;
                 for band in [2, 3, 4, 8] {
                     let found = in_bands(&x, &weight, &bias, Some(&residual), window, band)?;

@@ -64,15 +64,14 @@ impl Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::random::random;
 
     /// Largest difference between ours and candle's own operations.
     fn difference(window: Window, (batch, input, height, width): (usize, usize, usize, usize)) -> Result<f32> {
-        let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu);
         let (output, kernel) = (5, window.kernel());
-        let x = random(&[batch, input, height, width])?;
-        let weight = (random(&[output, input, kernel, kernel])? / ((input * kernel * kernel) as f64).sqrt())?;
-        let bias = random(&[output])?;
+        let x = random((batch, input, height, width));
+        let weight = (random((output, input, kernel, kernel)) / ((input * kernel * kernel) as f64).sqrt())?;
+        let bias = random(output);
         let expected = match window {
             Window::Point => x.conv2d(&weight, 0, 1, 1, 1)?,
             Window::Same => x.conv2d(&weight, 1, 1, 1, 1)?,
@@ -80,7 +79,7 @@ mod tests {
             Window::Doubling => x.upsample_nearest2d(2 * height, 2 * width)?.conv2d(&weight, 1, 1, 1, 1)?,
         };
         let expected = expected.broadcast_add(&bias.reshape((1, output, 1, 1))?)?;
-        let residual = random(expected.dims())?;
+        let residual = random(expected.dims());
         let largest = |x: Tensor| x.abs()?.max_all()?.to_scalar::<f32>();
         let alone = largest((conv2d(&x, &weight, &bias, None, window)? - &expected)?)?;
         let with_residual = conv2d(&x, &weight, &bias, Some(&residual), window)?;
