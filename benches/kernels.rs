@@ -2,9 +2,10 @@
 //! or tokens, so that all of them fit a few minutes).
 //!
 //! `cargo bench --bench kernels`. Operations that are limited by arithmetic report floating-point operations per second
-//! ("elem"), the others bytes per second, counted as each input read once and each result written once.
+//! ("elem"), the others bytes per second, counted as each input read once and each result written once. In bf16 on CUDA, in f32
+//! on the CPU.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retouch_kernels::{Activation, Kernels, Portable, Rotation, Stream, Window, for_device};
 
@@ -20,7 +21,8 @@ fn device() -> Device {
 }
 
 fn random(shape: impl Into<candle_core::Shape>) -> Tensor {
-    Tensor::randn(0f32, 1., shape, &device()).unwrap()
+    let dtype = if device().is_cuda() { DType::BF16 } else { DType::F32 };
+    Tensor::randn(0f32, 1., shape, &device()).unwrap().to_dtype(dtype).unwrap()
 }
 
 fn bytes(tensors: &[&Tensor]) -> Throughput {
@@ -31,7 +33,7 @@ fn flop(count: usize) -> Throughput {
     Throughput::Elements(count as u64)
 }
 
-fn compare(c: &mut Criterion, name: &str, throughput: Throughput, operation: impl Fn(&dyn Kernels) -> Result<Tensor>) {
+fn compare<R>(c: &mut Criterion, name: &str, throughput: Throughput, operation: impl Fn(&dyn Kernels) -> Result<R>) {
     let mut group = c.benchmark_group(name);
     group.sample_size(10).throughput(throughput);
     let fused: &dyn Kernels = for_device(&device());
@@ -39,7 +41,7 @@ fn compare(c: &mut Criterion, name: &str, throughput: Throughput, operation: imp
         group.bench_function(label, |b| {
             b.iter(|| {
                 let y = operation(kernels).unwrap();
-                y.device().synchronize().unwrap();
+                device().synchronize().unwrap();
                 y
             })
         });
@@ -55,7 +57,7 @@ fn transformer(c: &mut Criterion) {
 
     let (heads, head_dim) = (8, 128);
     let qkv = random((1, TOKENS, 3 * heads * head_dim));
-    let (scale, angles) = (random(head_dim), random((TOKENS, head_dim / 2)));
+    let (scale, angles) = (random(head_dim), random((TOKENS, head_dim / 2)).to_dtype(DType::F32).unwrap());
     let rotation = Rotation { cos: angles.cos().unwrap(), sin: angles.sin().unwrap() };
     compare(c, "heads", bytes(&[&qkv, &qkv]), |k| {
         k.heads(&[Stream { qkv: &qkv, query_scale: &scale, key_scale: &scale }], &rotation)
@@ -72,7 +74,7 @@ fn transformer(c: &mut Criterion) {
     compare(c, "linear_gelu", flop(2 * rows * HIDDEN * outputs), |k| {
         k.linear(&x, &weight, Some(&bias), Activation::Gelu)
     });
-    let narrow = [&x, &weight, &bias].map(|x| x.to_dtype(candle_core::DType::BF16).unwrap());
+    let narrow = [&x, &weight, &bias].map(|x| x.to_dtype(DType::BF16).unwrap());
     compare(c, "linear_bf16", flop(2 * rows * HIDDEN * outputs), |k| {
         k.linear(&narrow[0], &narrow[1], Some(&narrow[2]), Activation::None)
     });
@@ -81,6 +83,12 @@ fn transformer(c: &mut Criterion) {
 fn text(c: &mut Criterion) {
     let (gate, value) = (random((1, 512, 10240)), random((1, 512, 10240)));
     compare(c, "gated_gelu", bytes(&[&gate, &gate, &gate]), |k| k.gated_gelu(&gate, &value));
+
+    let (tokens, heads, head_dim) = (512, 64, 64);
+    let (q, bias) = (random((1, tokens, heads, head_dim)), random((1, heads, tokens, tokens)));
+    compare(c, "attention_with_bias", flop(4 * heads * tokens * tokens * head_dim), |k| {
+        k.attention(&q, &q, &q, Some(&bias), 1.0)
+    });
 }
 
 fn vae(c: &mut Criterion) {

@@ -13,7 +13,8 @@
 //! | group norm (+ SiLU) | two passes | two kernels | portable |
 //! | convolution | tiles of matrix products | portable, in bands of rows | portable |
 //!
-//! Attention with a bias, in f32 or with other heads is portable on CUDA: scores of a run of queries at a time.
+//! Attention in f32, with other heads, or with a bias in heads of other than 64 is portable on CUDA: scores of a run of
+//! queries at a time.
 //!
 //! A model asks [`for_device`] once, when it is loaded, and keeps what it gets.
 //!
@@ -131,7 +132,8 @@ pub trait Kernels: Debug + Send + Sync {
     /// `softmax(scale * q k^T + bias) v` for every head.
     ///
     /// `q` `[batch, queries, heads, head_dim]`, `k` and `v` `[batch, keys, heads, head_dim]`, any strides but the last;
-    /// `bias` `[1, heads or 1, queries, keys]`, minus infinity where a query must not see a key. Returns `[batch, queries, heads * head_dim]`.
+    /// `bias` `[1, heads or 1, queries, keys]`, any strides, minus infinity where a query must not see a key; one that sees none
+    /// gets NaN. Returns `[batch, queries, heads * head_dim]`.
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: f64) -> Result<Tensor> {
         portable::attention(q, k, v, bias, scale)
     }

@@ -294,6 +294,7 @@ fn attention() {
         (130, 515, 2, 32),
         (129, 33, 2, 64),
         (40, 191, 2, 64),
+        (130, 136, 2, 64),
         (128, 512, 1, 128),
         (150, 97, 2, 128),
         (300, 1100, 3, 16),
@@ -348,6 +349,54 @@ fn attention_takes_parts_of_a_packed_projection() {
 }
 
 #[test]
+fn attention_takes_a_bias_as_it_lies() {
+    let (tokens, heads, head_dim) = (70, 2, 64);
+    let part = || random((2, tokens, heads, head_dim));
+    let inputs = [part(), part(), part(), random((1, heads, tokens + 4, tokens + 5))];
+    // From pairs of neighbours that begin at a multiple of their size, and from others; in rows and in columns.
+    for (row, column) in [(0, 0), (3, 4), (4, 5)] {
+        for turned in [false, true] {
+            agree(&format!("bias from {row}, {column}, turned {turned}"), 5e-6, &inputs, |k, x| {
+                let bias = x[3].narrow(2, row, tokens)?.narrow(3, column, tokens)?;
+                let bias = if turned { bias.transpose(2, 3)? } else { bias };
+                k.attention(&x[0], &x[1], &x[2], Some(&bias), 0.125)
+            });
+        }
+    }
+}
+
+#[test]
+fn attention_sees_what_the_mask_leaves_and_nothing_else() {
+    // Of every other query whole tiles of the first keys are hidden, of the others such of the last.
+    let (queries, keys, heads, head_dim) = (150, 600, 2, 64);
+    let hidden = |query: usize, key: usize| if query.is_multiple_of(2) { key < 4 * query } else { key > 4 * query };
+    let mask = |hidden: &dyn Fn(usize, usize) -> bool| {
+        let mask = (0..queries * keys).map(|i| if hidden(i / keys, i % keys) { f32::NEG_INFINITY } else { 0.0 });
+        Tensor::from_vec(mask.collect(), (1, 1, queries, keys), &Device::Cpu).unwrap()
+    };
+    let inputs = [
+        random((2, queries, heads, head_dim)),
+        random((2, keys, heads, head_dim)),
+        random((2, keys, heads, head_dim)),
+        mask(&hidden),
+    ];
+    agree("masked attention", 5e-6, &inputs, |k, x| k.attention(&x[0], &x[1], &x[2], Some(&x[3]), 0.125));
+    // A query that sees no key has no result, and no others lose theirs.
+    const BLIND: usize = 131;
+    let mask = mask(&|query, key| query == BLIND || hidden(query, key));
+    for (place, device, kernels) in everywhere() {
+        for dtype in [DType::F32, DType::BF16] {
+            let on = |x: &Tensor| x.to_dtype(dtype).unwrap().to_device(&device).unwrap();
+            let y = kernels.attention(&on(&inputs[0]), &on(&inputs[1]), &on(&inputs[2]), Some(&on(&mask)), 0.125);
+            let y = y.unwrap().to_dtype(DType::F32).unwrap().to_vec3::<f32>().unwrap();
+            for (query, y) in y.iter().flat_map(|image| image.iter().enumerate()) {
+                assert!(y.iter().all(|y| y.is_nan() == (query == BLIND)), "query {query} on {place} in {dtype:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn attention_survives_scores_that_grow_from_tile_to_tile() {
     // Scores of up to +-1000: without the running maximum their exponentials are infinite. They are rounded to 6e-5, in
     // several steps, and the exponentials with them.
@@ -394,6 +443,14 @@ fn operations_launch_the_kernels_that_there_are() {
     let inner = narrow(&[1, 5, 8]);
     let both = ["attention_128_64_bf16", "gelu_rows_bf16"];
     assert_eq!(launched(&|kernels| kernels.attention_beside_gelu(&q, &k, &v, 0.1, &inner)), both);
+    // As T5 calls it, and CLIP; there is none for other heads.
+    let (heads, bias, mask) = (narrow(&[1, 77, 3, 64]), narrow(&[1, 3, 77, 77]), narrow(&[1, 1, 77, 77]));
+    for bias in [&bias, &mask] {
+        let biased = launched(&|kernels| kernels.attention(&heads, &heads, &heads, Some(bias), 1.0));
+        assert_eq!(biased, ["attention_64_64_bias_bf16"]);
+    }
+    let bias = narrow(&[1, 2, 5, 5]);
+    assert!(launched(&|kernels| kernels.attention(&q, &k, &v, Some(&bias), 0.1)).is_empty());
     let image = narrow(&[1, 64, 4, 4]);
     let both = ["group_norm_measure_bf16", "group_norm_apply_bf16"];
     assert_eq!(launched(&|k| k.group_norm(&image, &vector.squeeze(0)?, &vector.squeeze(0)?, 32, 1e-6, true)), both);

@@ -163,10 +163,11 @@ impl Problem<'_> {
             // SAFETY: `y` by the caller.
             unsafe { multiply(y, y_stride, product, scores, v) };
         }
-        for (row, &total) in sums.iter().enumerate() {
+        for (row, (&total, &largest)) in sums.iter().zip(&*largest).enumerate() {
             // SAFETY: as above.
             let y = unsafe { std::slice::from_raw_parts_mut(y.add(row * y_stride), self.head_dim) };
-            let inverse = 1.0 / total;
+            // A query that sees no key has no result. The sum is not 0: `exp` goes down to the smallest normal number only.
+            let inverse = if largest > f32::MIN { 1.0 / total } else { f32::NAN };
             vectorised(|| y.iter_mut().for_each(|y| *y *= inverse));
         }
     }

@@ -12,11 +12,14 @@ struct Attention {
     q: u64,
     k: u64,
     v: u64,
+    bias: u64,
     y: u64,
     q_strides: [i64; 3],
     k_strides: [i64; 3],
     v_strides: [i64; 3],
+    bias_strides: [i64; 2],
     y_strides: [i64; 3],
+    bias_pairs: i64,
     queries: i64,
     keys: i64,
     scale: f64,
@@ -29,6 +32,8 @@ unsafe impl Params for Attention {}
 const QUERIES: usize = 128;
 /// The most blocks along a launch's second and third axis.
 const MOST: usize = 65535;
+/// The size of heads for which there is a kernel with a bias: that of CLIP-L and T5-XXL.
+const BIASED_HEAD: usize = 64;
 /// What the driver keeps for itself of a block's shared memory.
 const RESERVED: usize = 1024;
 
@@ -48,17 +53,20 @@ fn tile(gpu: &impl Gpu, head_dim: usize) -> Option<(usize, usize)> {
     Some((*keys, bytes(*keys)))
 }
 
-/// `q`, `k` and `v` `[batch, tokens, heads, head_dim]`; with `inner` its GELU beside the result.
+/// `q`, `k` and `v` `[batch, tokens, heads, head_dim]`, `bias` `[1, heads or 1, queries, keys]`; with `inner` its GELU beside
+/// the result.
 pub fn attention(
     gpu: &impl Gpu,
     [q, k, v]: [&Tensor; 3],
+    bias: Option<&Tensor>,
     scale: f64,
     inner: Option<&Tensor>,
 ) -> Result<Option<Tensor>> {
     let (batch, queries, heads, head_dim) = q.dims4()?;
     let (keys, dtype) = (k.dim(1)?, q.dtype());
-    let one_dtype = [k, v].iter().chain(&inner).all(|x| x.dtype() == dtype);
+    let one_dtype = [k, v].iter().chain(&bias).chain(&inner).all(|x| x.dtype() == dtype);
     let fits = [k, v].iter().all(|x| x.dims() == [batch, keys, heads, head_dim])
+        && bias.is_none_or(|bias| head_dim == BIASED_HEAD && is_bias(bias, heads, queries, keys))
         && inner.is_none_or(|inner| inner.rank() == 3 && inner.dims()[..2] == [batch, queries]);
     let Some((tile, shared_memory)) = tile(gpu, head_dim) else { return Ok(None) };
     // The kernel counts a block's tokens in 32 bits, and takes the largest product for the largest score.
@@ -73,29 +81,35 @@ pub fn attention(
         return Ok(None); // two neighbours are written at once
     }
     let [q, k, v] = [operand(gpu, q)?, operand(gpu, k)?, operand(gpu, v)?];
+    let bias = bias.map(|bias| Bias::of(gpu, bias)).transpose()?;
     let y = gpu.uninitialised((batch, queries, width).into(), dtype, q.tensor.device())?;
     let address = gpu.address(&y)?;
     let params = Attention {
         q: q.address,
         k: k.address,
         v: v.address,
+        bias: bias.as_ref().map_or(0, |bias| bias.address),
         y: address,
         q_strides: q.strides,
         k_strides: k.strides,
         v_strides: v.strides,
+        bias_strides: bias.as_ref().map_or([0; 2], |bias| bias.strides),
         y_strides: [(queries * width) as i64, width as i64, head_dim as i64],
+        bias_pairs: bias.as_ref().is_some_and(|bias| bias.pairs).into(),
         queries: queries as i64,
         keys: keys as i64,
         scale,
     };
+    let mut reads = vec![&q.tensor, &k.tensor, &v.tensor];
+    reads.extend(bias.as_ref().map(|bias| &bias.tensor));
     let launch = Launch {
         file: "attention",
-        kernel: &format!("attention_{head_dim}_{tile}"),
+        kernel: &format!("attention_{head_dim}_{tile}{}", if bias.is_some() { "_bias" } else { "" }),
         dtype,
         blocks: [queries.div_ceil(QUERIES), heads, batch],
         threads: 128,
         shared_memory,
-        reads: &[&q.tensor, &k.tensor, &v.tensor],
+        reads: &reads,
         writes: &[&y],
     };
     gpu.launch(&launch, &params)?;
@@ -126,4 +140,29 @@ fn operand(gpu: &impl Gpu, x: &Tensor) -> Result<Operand> {
     let here = of(x.clone())?;
     // Not `contiguous`, which would return the same memory where only its beginning is at fault.
     if whole(&here) { Ok(here) } else { of(x.force_contiguous()?) }
+}
+
+fn is_bias(bias: &Tensor, heads: usize, queries: usize, keys: usize) -> bool {
+    [1, heads].iter().any(|&heads| bias.dims() == [1, heads, queries, keys])
+}
+
+/// What is added to the scores, as the kernel reads it.
+struct Bias {
+    tensor: Tensor,
+    address: u64,
+    /// Of head and query.
+    strides: [i64; 2],
+    /// Whether two neighbours can be read at once.
+    pairs: bool,
+}
+
+impl Bias {
+    /// Copies `bias` `[1, heads or 1, queries, keys]` only if a row's elements are no neighbours.
+    fn of(gpu: &impl Gpu, bias: &Tensor) -> Result<Self> {
+        let tensor = if bias.stride()[3] == 1 { bias.clone() } else { bias.contiguous()? };
+        let strides = [1, 2].map(|axis| if tensor.dims()[axis] > 1 { tensor.stride()[axis] as i64 } else { 0 });
+        let address = gpu.address(&tensor)?;
+        let pairs = tensor.dims()[3] % 2 == 0 && address.is_multiple_of(4) && strides.iter().all(|s| s % 2 == 0);
+        Ok(Self { tensor, address, strides, pairs })
+    }
 }

@@ -149,12 +149,12 @@ impl<G: Gpu> Kernels for Cuda<G> {
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: f64) -> Result<Tensor> {
-        let y = if bias.is_none() { attention::attention(&self.0, [q, k, v], scale, None)? } else { None };
+        let y = attention::attention(&self.0, [q, k, v], bias, scale, None)?;
         y.map_or_else(|| portable::attention(q, k, v, bias, scale), Ok)
     }
 
     fn attention_beside_gelu(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, inner: &Tensor) -> Result<Tensor> {
-        let y = attention::attention(&self.0, [q, k, v], scale, Some(inner))?;
+        let y = attention::attention(&self.0, [q, k, v], None, scale, Some(inner))?;
         y.map_or_else(|| portable::attention_beside_gelu(q, k, v, scale, inner), Ok)
     }
 

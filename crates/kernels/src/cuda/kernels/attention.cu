@@ -1,4 +1,4 @@
-// softmax(scale q k^T) v without the scores in memory: FlashAttention-2's forward pass (Dao, 2023).
+// softmax(scale q k^T + bias) v without the scores in memory: FlashAttention-2's forward pass (Dao, 2023).
 //
 // A block takes 128 queries of one head, each of its four warps 32 of them, and walks over the keys in tiles. Scores live
 // in registers; running maximum and sum make the softmax exact; products are f32. While scores are computed the tile's
@@ -18,11 +18,14 @@ struct Attention {
     const void* q; // [batch, queries, heads, HEAD], any strides but the last
     const void* k; // [batch, keys, heads, HEAD], likewise
     const void* v;
-    void* y; // [batch, queries, heads, HEAD], likewise
+    const void* bias; // [heads, queries, keys], likewise; of the kernels with a bias
+    void* y;          // [batch, queries, heads, HEAD], likewise
     int64_t q_strides[3];
     int64_t k_strides[3];
     int64_t v_strides[3];
+    int64_t bias_strides[2];
     int64_t y_strides[3];
+    int64_t bias_pairs; // whether a row of the bias is made of whole loads of two
     int64_t queries;
     int64_t keys;
     double scale; // above 0
@@ -50,7 +53,38 @@ template <typename T, int HEAD, int ROWS> __device__ void fill(T* tile, const T*
 // Two halves of a warp's rows: 16 rows each are one product's.
 constexpr int HALVES = 2;
 
-template <typename T, int HEAD, int KEYS> __device__ void attention(const Attention& p) {
+// Makes powers of two of what a lane has of a warp's products: times scale, plus bias. From this lane's first element of the
+// bias on there are `queries` rows and `keys` columns.
+template <typename T, int KEYS>
+__device__ void add_bias(const Attention& p, float (&scores)[HALVES][KEYS / 8][4], const T* bias, int queries, int keys) {
+    const float scale = float(p.scale) * LOG2_E;
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int query = h * 16 + r * 8;
+            if (query >= queries) continue;
+            const T* row = bias + query * p.bias_strides[1];
+#pragma unroll
+            for (int i = 0; i < KEYS / 8; ++i) {
+                if (i * 8 >= keys) continue;
+                float pair[2] = {};
+                if (p.bias_pairs) {
+                    load<2>(row + i * 8, pair);
+                } else {
+                    pair[0] = widen(fetch(row + i * 8));
+                    if (i * 8 + 1 < keys) pair[1] = widen(fetch(row + i * 8 + 1));
+                }
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    float& score = scores[h][i][2 * r + j];
+                    score = score * scale + pair[j] * LOG2_E;
+                }
+            }
+        }
+}
+
+template <typename T, int HEAD, int KEYS, bool BIAS> __device__ void attention(const Attention& p) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t batch = blockIdx.z, head = blockIdx.y, first_query = int64_t(blockIdx.x) * QUERIES;
     const int queries = int(p.queries - first_query); // from this block's first on
@@ -66,7 +100,11 @@ template <typename T, int HEAD, int KEYS> __device__ void attention(const Attent
     float largest[HALVES][2], totals[HALVES][2] = {};
     for (int h = 0; h < HALVES; ++h) largest[h][0] = largest[h][1] = -INFINITY;
     // Exponentials are powers of two of scores times this.
-    const float scale = float(p.scale) * LOG2_E;
+    const float scale = BIAS ? 1.f : float(p.scale) * LOG2_E;
+    // Of this lane's first score.
+    const int row = warp * 32 + lane / 4, column = lane % 4 * 2;
+    const T* bias = nullptr;
+    if (BIAS) bias = static_cast<const T*>(p.bias) + head * p.bias_strides[0] + (first_query + row) * p.bias_strides[1] + column;
 
     fill<T, HEAD, QUERIES>(q_tile, q, p.q_strides[1], queries);
     fill<T, HEAD, KEYS>(k_tile, k, p.k_strides[1], int(p.keys));
@@ -95,6 +133,10 @@ template <typename T, int HEAD, int KEYS> __device__ void attention(const Attent
                 }
             }
         }
+        if (BIAS) {
+            add_bias<T, KEYS>(p, scores, bias, queries - row, keys - column);
+            bias += KEYS;
+        }
         wait_for_copies();
         __syncthreads(); // values are here, and all warps have done with this tile's keys
         if (keys > KEYS) {
@@ -107,7 +149,7 @@ template <typename T, int HEAD, int KEYS> __device__ void attention(const Attent
                 for (int i = 0; i < KEYS / 8; ++i)
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
-                        if (i * 8 + lane % 4 * 2 + j % 2 >= keys) scores[h][i][j] = -INFINITY;
+                        if (i * 8 + column + j % 2 >= keys) scores[h][i][j] = -INFINITY;
         }
 
 #pragma unroll
@@ -121,7 +163,9 @@ template <typename T, int HEAD, int KEYS> __device__ void attention(const Attent
                 // A row's scores are spread over four lanes.
                 top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-                const float fade = power_of_two((largest[h][r] - top) * scale);
+                // All of the row's keys so far may have a bias of minus infinity. If that stays so the result is 0 / 0.
+                const float base = BIAS && top == -INFINITY ? 0.f : top;
+                const float fade = power_of_two((largest[h][r] - base) * scale);
                 largest[h][r] = top;
                 totals[h][r] *= fade;
 #pragma unroll
@@ -133,7 +177,7 @@ template <typename T, int HEAD, int KEYS> __device__ void attention(const Attent
                 for (int i = 0; i < KEYS / 8; ++i)
 #pragma unroll
                     for (int j = 2 * r; j < 2 * r + 2; ++j) {
-                        scores[h][i][j] = power_of_two(scores[h][i][j] * scale - top * scale);
+                        scores[h][i][j] = power_of_two(scores[h][i][j] * scale - base * scale);
                         totals[h][r] += scores[h][i][j];
                     }
             }
@@ -169,21 +213,22 @@ template <typename T, int HEAD, int KEYS> __device__ void attention(const Attent
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const float inverse = 1.f / lanes_sum(totals[h][r], 4);
-            const int query = warp * 32 + h * 16 + r * 8 + lane / 4;
+            const int query = row + h * 16 + r * 8;
             if (query >= queries) continue;
 #pragma unroll
             for (int i = 0; i < HEAD / 8; ++i) {
                 const float pair[2] = {sums[h][i][2 * r] * inverse, sums[h][i][2 * r + 1] * inverse};
-                store<2>(y + query * p.y_strides[1] + i * 8 + lane % 4 * 2, pair);
+                store<2>(y + query * p.y_strides[1] + i * 8 + column, pair);
             }
         }
 }
 
-#define ATTENTION(HEAD, KEYS) \
-    KERNEL(attention_##HEAD##_##KEYS##_bf16, THREADS, Attention, attention<bf16, HEAD, KEYS>) \
-    KERNEL(attention_##HEAD##_##KEYS##_f16, THREADS, Attention, attention<f16, HEAD, KEYS>)
+#define ATTENTION(NAME, HEAD, KEYS, BIAS) \
+    KERNEL(NAME##_bf16, THREADS, Attention, attention<bf16, HEAD, KEYS, BIAS>) \
+    KERNEL(NAME##_f16, THREADS, Attention, attention<f16, HEAD, KEYS, BIAS>)
 
-ATTENTION(32, 64)
-ATTENTION(64, 64)
-ATTENTION(128, 32)
-ATTENTION(128, 64)
+ATTENTION(attention_32_64, 32, 64, false)
+ATTENTION(attention_64_64, 64, 64, false)
+ATTENTION(attention_64_64_bias, 64, 64, true) // the text encoders' heads
+ATTENTION(attention_128_32, 128, 32, false)
+ATTENTION(attention_128_64, 128, 64, false)
