@@ -97,6 +97,12 @@ fn vae(c: &mut Criterion) {
     let x = random((1, CHANNELS, SIDE, SIDE));
     let (weight, bias) = (random((CHANNELS, CHANNELS, 3, 3)), random(CHANNELS));
     compare(c, "group_norm_silu", bytes(&[&x, &x]), |k| k.group_norm(&x, &bias, &bias, 32, 1e-6, true));
+    let band = x.narrow(2, SIDE / 4, SIDE / 2).unwrap();
+    compare(c, "group_moments_of_rows", bytes(&[&band]), |k| k.group_moments(&band, 32));
+    let moments = Portable.group_moments(&x, 32).unwrap();
+    compare(c, "group_norm_silu_of_rows", bytes(&[&band, &band]), |k| {
+        k.group_norm_by(&band, &moments, &bias, &bias, 1e-6, true)
+    });
     compare(c, "conv2d", flop(2 * 9 * CHANNELS * CHANNELS * SIDE * SIDE), |k| {
         k.conv2d(&x, &weight, &bias, None, Window::Same)
     });

@@ -452,8 +452,14 @@ fn operations_launch_the_kernels_that_there_are() {
     let bias = narrow(&[1, 2, 5, 5]);
     assert!(launched(&|kernels| kernels.attention(&q, &k, &v, Some(&bias), 0.1)).is_empty());
     let image = narrow(&[1, 64, 4, 4]);
+    let vector = vector.squeeze(0).unwrap();
     let both = ["group_norm_measure_bf16", "group_norm_apply_bf16"];
-    assert_eq!(launched(&|k| k.group_norm(&image, &vector.squeeze(0)?, &vector.squeeze(0)?, 32, 1e-6, true)), both);
+    assert_eq!(launched(&|k| k.group_norm(&image, &vector, &vector, 32, 1e-6, true)), both);
+    let by_moments = |k: &dyn Kernels| {
+        let moments = k.group_moments(&image.narrow(2, 1, 2)?, 32)?;
+        k.group_norm_by(&image, &moments, &vector, &vector, 1e-6, true)
+    };
+    assert_eq!(launched(&by_moments), both);
 }
 
 #[test]

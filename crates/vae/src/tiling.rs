@@ -115,10 +115,14 @@ impl<'a> Input<'a> {
     /// What `conv` needs for the output's `rows`, and how many rows of its output come before them.
     fn rows(&self, rows: Range<usize>, conv: &Conv2d) -> Result<(Tensor, usize)> {
         let (met, before) = conv.window().reach(rows, self.x.dim(2)?);
-        let part = read(self.x, met, conv.device())?;
+        let device = conv.device();
         let part = match &self.norm {
-            Some((norm, moments)) => norm.forward_silu_by(&part, moments)?,
-            None => part,
+            // What is normalised is a copy.
+            Some((norm, moments)) if self.x.device().same_device(device) => {
+                norm.forward_silu_by(&self.x.narrow(2, met.start, met.len())?, moments)?
+            }
+            Some((norm, moments)) => norm.forward_silu_by(&read(self.x, met, device)?, moments)?,
+            None => read(self.x, met, device)?,
         };
         Ok((part, before))
     }

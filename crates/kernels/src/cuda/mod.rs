@@ -41,7 +41,7 @@ pub use linear::{Operands, Product, Scales};
 #[cfg(feature = "cuda")]
 pub(crate) use upload::upload;
 
-use crate::{Activation, Fp8Rows, Kernels, Packed, Rotation, Stream, Window, portable};
+use crate::{Activation, Fp8Rows, Kernels, Moments, Packed, Rotation, Stream, Window, portable};
 
 /// What the operations run on.
 pub trait Gpu: Debug + Send + Sync {
@@ -174,6 +174,23 @@ impl<G: Gpu> Kernels for Cuda<G> {
     ) -> Result<Tensor> {
         let y = group_norm::group_norm(&self.0, x, weight, bias, groups, epsilon, silu)?;
         y.map_or_else(|| portable::group_norm(x, weight, bias, groups, epsilon, silu), Ok)
+    }
+
+    fn group_moments(&self, x: &Tensor, groups: usize) -> Result<Moments> {
+        group_norm::group_moments(&self.0, x, groups)?.map_or_else(|| portable::group_moments(x, groups), Ok)
+    }
+
+    fn group_norm_by(
+        &self,
+        x: &Tensor,
+        moments: &Moments,
+        weight: &Tensor,
+        bias: &Tensor,
+        epsilon: f64,
+        silu: bool,
+    ) -> Result<Tensor> {
+        let y = group_norm::group_norm_by(&self.0, x, moments, weight, bias, epsilon, silu)?;
+        y.map_or_else(|| portable::group_norm_by(x, moments, weight, bias, epsilon, silu), Ok)
     }
 
     fn conv2d(
