@@ -293,21 +293,17 @@ impl T5Encoder {
 
     /// What each query adds to its score for each key, by their distance: `[1, heads, tokens, tokens]`.
     fn position_bias(&self, tokens: usize) -> Result<Tensor> {
-        let (heads, learned) = (self.config.num_heads, &self.relative_attention_bias);
-        let learned = learned.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.t()?.to_vec2::<f32>()?; // [heads][buckets]
-        // A query's row is the run of distances from its first key's to its last key's.
-        let by_distance: Vec<usize> = (0..2 * tokens - 1)
-            .map(|i| bucket(&self.config, tokens - 1, i) as usize) // key - query is i - (tokens - 1)
-            .collect();
-        let mut bias = Vec::with_capacity(heads * tokens * tokens);
-        for learned in learned {
-            let distances: Vec<f32> = by_distance.iter().map(|&bucket| learned[bucket]).collect();
-            for query in 0..tokens {
-                bias.extend_from_slice(&distances[tokens - 1 - query..][..tokens]);
-            }
+        let learned = &self.relative_attention_bias;
+        // By key - query + tokens - 1. A query's row is the run from its first key's to its last key's.
+        let by_distance: Vec<u32> = (0..2 * tokens - 1).map(|i| bucket(&self.config, tokens - 1, i)).collect();
+        let mut buckets = Vec::with_capacity(tokens * tokens);
+        for query in 0..tokens {
+            buckets.extend_from_slice(&by_distance[tokens - 1 - query..][..tokens]);
         }
-        let bias = Tensor::from_vec(bias, (1, heads, tokens, tokens), &Device::Cpu)?;
-        bias.to_dtype(self.dtype)?.to_device(self.relative_attention_bias.device())
+        // Looked up where it is needed: for T5 v1.1 XXL and 512 tokens it is 64 times as large as the buckets' numbers.
+        let buckets = Tensor::from_vec(buckets, tokens * tokens, &Device::Cpu)?.to_device(learned.device())?;
+        let bias = learned.t()?.contiguous()?.index_select(&buckets, 1)?; // [heads, tokens * tokens]
+        bias.reshape((1, self.config.num_heads, tokens, tokens))
     }
 }
 
