@@ -1,8 +1,9 @@
 //! Embeddings equal those of the reference implementation.
 
-use std::{collections::HashMap, error::Error, fs, path::Path};
+use std::{collections::HashMap, error::Error, fs, path::Path, sync::Mutex};
 
 use candle_core::{DType, Device, Tensor};
+use retouch_kernels::{Kernels, for_device};
 use retouch_text_encoder::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 use retouch_weights::{Component, Folder, Weights};
 
@@ -158,6 +159,43 @@ fn in_bf16_they_lose_about_what_the_reference_does() -> Outcome {
     }
     for (name, (ours, theirs)) in losses {
         assert!(ours < 1.25 * theirs, "{name}: {ours}, the reference {theirs}");
+    }
+    Ok(())
+}
+
+/// The CPU's attention, and what it was asked for: the dtypes, and the shape of the bias.
+#[derive(Debug, Default)]
+struct Recorder(Mutex<Vec<([DType; 4], Vec<usize>)>>);
+
+impl Kernels for Recorder {
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        bias: Option<&Tensor>,
+        scale: f64,
+    ) -> candle_core::Result<Tensor> {
+        let Some(bias) = bias else { candle_core::bail!("an encoder's attention has a bias") };
+        assert!([q, k, v, bias].iter().all(|x| x.is_contiguous()));
+        self.0.lock().unwrap().push(([q, k, v, bias].map(|x| x.dtype()), bias.dims().to_vec()));
+        for_device(&Device::Cpu).attention(q, k, v, Some(bias), scale)
+    }
+}
+
+#[test]
+fn in_bf16_attention_and_its_bias_are_bf16_as_the_fused_kernel_takes_them() -> Outcome {
+    let recorder: &'static Recorder = Box::leak(Box::default());
+    let weights = |component| Ok::<_, Box<dyn Error>>(weights(component, DType::BF16)?.with_kernels(recorder));
+    let ids = Tensor::arange(0u32, 24, &Device::Cpu)?.unsqueeze(0)?;
+    let heads = tiny().json::<T5Config>("text_encoder_2/config.json")?.num_heads;
+    t5(&weights(Component::T5)?)?.embed(&ids)?;
+    let of_t5 = std::mem::take(&mut *recorder.0.lock().unwrap());
+    clip(&weights(Component::Clip)?)?.pooled(&ids)?;
+    let of_clip = std::mem::take(&mut *recorder.0.lock().unwrap());
+    for (calls, heads) in [(of_t5, heads), (of_clip, 1)] {
+        assert!(!calls.is_empty());
+        assert!(calls.iter().all(|call| *call == ([DType::BF16; 4], vec![1, heads, 24, 24])), "{calls:?}");
     }
     Ok(())
 }
