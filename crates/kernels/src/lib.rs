@@ -16,6 +16,8 @@
 //! Attention in f32, with other heads, or with a bias in heads of other than 64 is portable on CUDA: scores of a run of
 //! queries at a time.
 //!
+//! [`streaming`] brings parameters that do not stay on a GPU there while it computes.
+//!
 //! A model asks [`for_device`] once, when it is loaded, and keeps what it gets.
 //!
 //! Arithmetic inside an operation is f32 whatever the tensors' dtype; each operation rounds once, when it writes.
@@ -33,6 +35,7 @@ mod profile;
 #[cfg(test)]
 #[path = "../tests/random/mod.rs"]
 mod random;
+pub mod streaming;
 
 use std::fmt::Debug;
 

@@ -41,7 +41,8 @@ const BUILT_FOR: Option<&str> = option_env!("CUDA_COMPUTE_CAP");
 /// Opens a GPU for this crate's use; an error is one sentence that says what is wrong and what to do.
 ///
 /// Memory that tensors give back stays reserved, so that a step's buffers are the last step's. Uses of tensors are not
-/// tracked by events: all of the device's work goes into one stream, whichever thread it comes from, which orders it.
+/// tracked by events: all of the device's work goes into one stream, whichever thread it comes from, which orders it. For the
+/// copies that do not, `slots.rs` sees to the order.
 pub fn open(ordinal: usize) -> std::result::Result<Device, String> {
     // The driver counts in 32 bits, to which a larger number would be cut.
     let counted = i32::try_from(ordinal).map_err(|_| not_opened(ordinal, NO_SUCH_GPU))?;
@@ -52,7 +53,7 @@ pub fn open(ordinal: usize) -> std::result::Result<Device, String> {
     requirements::check_capability(&name, capability, BUILT_FOR)?;
     keep_memory(&context).map_err(|e| format!("the memory pool of {name} cannot be set up: {e}"))?;
     let device = CudaDevice::new_with_stream(ordinal).map_err(|e| format!("{name} cannot be used: {e}"))?;
-    // SAFETY: one stream, which orders all uses and frees.
+    // SAFETY: one stream, which orders all uses and frees; what another copies to has marks of its own.
     unsafe { device.disable_event_tracking() };
     Ok(Device::Cuda(device))
 }

@@ -16,12 +16,16 @@ mod device;
 mod fp8;
 mod group_norm;
 mod heads;
+#[cfg(feature = "cuda")]
+mod lanes;
 mod linear;
 mod modulated_norm;
 mod pointwise;
 #[cfg(any(feature = "cuda", test))]
 mod requirements;
 mod rows;
+#[cfg(any(feature = "cuda", test))]
+mod slots;
 #[cfg(any(feature = "cuda", test))]
 mod staging;
 #[cfg(feature = "cuda")]
@@ -37,6 +41,8 @@ pub(crate) use device::check_fp8;
 pub(crate) use device::kernels;
 #[cfg(feature = "cuda")]
 pub use device::{open, out_of_memory};
+#[cfg(feature = "cuda")]
+pub(crate) use lanes::feed;
 pub use linear::{Operands, Product, Scales};
 #[cfg(feature = "cuda")]
 pub(crate) use upload::upload;
