@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Module, Tensor, bail};
 use retouch_kernels::{Kernels, Rotation, clamp};
-use retouch_weights::{Layers, Linear, Result, Weights};
+use retouch_weights::{Layers, Linear, Result, Stay, Weights};
 
 use crate::{
     FluxConfig, ModulationTable, Saving, StepCache,
@@ -77,9 +77,10 @@ impl FluxTransformer {
     pub fn load_saving(weights: &Weights, config: &FluxConfig, saving: Saving) -> Result<Self> {
         let hidden = config.hidden();
         let (in_channels, joint) = (config.in_channels, config.joint_attention_dim);
+        let stay = Stay { resident: saving.resident_blocks, on_host: saving.blocks_on_host };
         let block = {
-            let (weights, config) = (weights.clone(), config.clone());
-            move |i: usize| match i.checked_sub(config.num_layers) {
+            let config = config.clone();
+            move |weights: &Weights, i: usize| match i.checked_sub(config.num_layers) {
                 None => DoubleBlock::load(&weights.pp("double_blocks").pp(i), &config)
                     .map(|block| Block::Double(Box::new(block))),
                 Some(i) => SingleBlock::load(&weights.pp("single_blocks").pp(i), &config)
@@ -93,7 +94,7 @@ impl FluxTransformer {
             img_in: Linear::load(&weights.pp("img_in"), in_channels, hidden)?,
             txt_in: Linear::load(&weights.pp("txt_in"), joint, hidden)?,
             final_linear: Linear::load(&weights.pp("final_layer").pp("linear"), hidden, in_channels)?,
-            blocks: Layers::load(config.num_layers + config.num_single_layers, saving.resident_blocks, block)?,
+            blocks: Layers::load(weights, config.num_layers + config.num_single_layers, stay, block)?,
             mlp_tokens: saving.mlp_tokens.unwrap_or(usize::MAX).max(1),
         })
     }

@@ -1,11 +1,25 @@
 //! The transformer's velocities against the reference implementation's, given the reference's own inputs.
 
-use std::{collections::HashMap, fs, path::PathBuf};
+#[path = "../../weights/tests/support/feed.rs"]
+mod feed;
+
+use std::{
+    collections::HashMap,
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::{DType, Device, Tensor};
 use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, Saving, StepCache, tokens};
-use retouch_weights::{Component, Folder, Weights};
+use retouch_weights::{
+    Adapters, Component, Folder, LoraFile, Weights,
+    convert::{Conversion, FileFormat},
+};
 use serde::Deserialize;
+
+use feed::HostFeed;
 
 type Tensors = HashMap<String, Tensor>;
 
@@ -150,7 +164,10 @@ fn a_bfl_file_and_a_diffusers_folder_give_the_same_velocity() {
 
 /// The velocities of one case at two steps, by the model with less in memory.
 fn velocities(dtype: DType, saving: Saving, cache: Option<f64>) -> Vec<Vec<f32>> {
-    let mut model = Model::tiny(dtype);
+    velocities_of(Model::tiny(dtype), saving, cache)
+}
+
+fn velocities_of(mut model: Model, saving: Saving, cache: Option<f64>) -> Vec<Vec<f32>> {
     model.transformer = FluxTransformer::load_saving(&model.weights, &model.config, saving).unwrap();
     let case = cases().into_iter().find(|case| case.name == "square").unwrap();
     let inputs = load("kontext", "square");
@@ -168,6 +185,101 @@ fn blocks_that_are_read_at_each_step_compute_the_same_bits() {
             let saving = Saving { resident_blocks: Some(blocks), ..Saving::default() };
             assert!(velocities(dtype, saving, cache) == resident, "{blocks} resident blocks in {dtype:?}");
         }
+    }
+}
+
+/// The weights of the small model in every form that blocks are sent in; `folder` is for files of other types.
+fn all_forms(folder: &Path) -> Vec<(&'static str, Weights)> {
+    let original = fixtures().join("tiny-kontext/flux1-kontext-dev.safetensors");
+    let file = |path: &Path, dtype| Component::Transformer.in_file(path, dtype, &Device::Cpu).unwrap();
+    let converted = |target: &str, format, dtype| {
+        let path = folder.join(target);
+        let conversion = Conversion::plan(&original, format, target.parse().unwrap(), &[]).unwrap();
+        let mut out = fs::File::create(&path).unwrap();
+        conversion.write(&mut out, &mut |_| ControlFlow::Continue(())).unwrap();
+        file(&path, dtype)
+    };
+    let lora = |weights: Weights| {
+        let file = LoraFile::open(&fixtures().join("lora/kohya.safetensors")).unwrap();
+        let files = [(Arc::new(file), 0.7)];
+        let adapters = Adapters::new(&files, Component::Transformer, &weights).unwrap();
+        assert!(!adapters.is_empty());
+        weights.with_adapters(Arc::new(adapters))
+    };
+    let parted = |dtype| Model::tiny(dtype).weights;
+    let quantised = |target: &str| parted(DType::F32).quantised(Component::Transformer, target.parse().unwrap());
+    vec![
+        ("matrices of several tensors", parted(DType::F32)),
+        ("narrowed to bf16", parted(DType::BF16)),
+        ("narrowed to f16", parted(DType::F16)),
+        ("matrices of one tensor", file(&original, DType::F32)),
+        ("bf16 in f32", converted("bf16", FileFormat::Safetensors, DType::F32)),
+        ("q4_0", converted("q4_0", FileFormat::Gguf, DType::F32)),
+        ("q8_0 in bf16", converted("q8_0", FileFormat::Gguf, DType::BF16)),
+        ("scaled 8-bit floats", converted("fp8_scaled", FileFormat::Safetensors, DType::F32)),
+        ("quantised when read", quantised("q8_0")),
+        ("scaled 8-bit floats when read", quantised("fp8_scaled")),
+        ("products of 8-bit floats", parted(DType::F32).in_fp8()),
+        ("a LoRA merged", lora(parted(DType::F32))),
+        ("a LoRA beside", lora(quantised("q8_0"))),
+    ]
+}
+
+/// The velocities with blocks that are sent, and whether those are on the host and there is pinned memory.
+fn sent_velocities(weights: &Weights, on_host: bool, pins: bool) -> Vec<Vec<f32>> {
+    let saving = Saving { resident_blocks: Some(1), blocks_on_host: on_host, ..Saving::default() };
+    let weights = weights.clone().with_feed(HostFeed::new(pins));
+    velocities_of(Model { weights, ..Model::tiny(DType::F32) }, saving, None)
+}
+
+#[test]
+fn blocks_that_are_sent_at_each_step_compute_the_same_bits_in_every_form() {
+    let folder = tempfile::tempdir().unwrap();
+    for (form, weights) in all_forms(folder.path()) {
+        let model = Model { weights: weights.clone(), ..Model::tiny(DType::F32) };
+        let resident = velocities_of(model, Saving::default(), None);
+        for (on_host, pins) in [(true, true), (true, false), (false, true)] {
+            let sent = sent_velocities(&weights, on_host, pins);
+            assert!(sent == resident, "{form}, on the host: {on_host}, pinned: {pins}");
+        }
+    }
+}
+
+#[test]
+fn blocks_in_the_other_16_bits_are_sent_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f16.safetensors");
+    let original = fixtures().join("tiny-kontext/flux1-kontext-dev.safetensors");
+    let conversion = Conversion::plan(&original, FileFormat::Safetensors, "f16".parse().unwrap(), &[]).unwrap();
+    conversion.write(&mut fs::File::create(&path).unwrap(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let velocities = |dtype| {
+        let weights = Component::Transformer.in_file(&path, dtype, &Device::Cpu).unwrap();
+        let sent = sent_velocities(&weights, true, true);
+        let resident = velocities_of(Model { weights, ..Model::tiny(DType::F32) }, Saving::default(), None);
+        (sent.concat(), resident.concat())
+    };
+    let distance = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| (x - y).abs()).fold(0f32, f32::max);
+    let ((sent, resident), (_, exact)) = (velocities(DType::BF16), velocities(DType::F32));
+    // On the CPU they are multiplied without rounding them to bf16: another computation in bf16, no worse than the other.
+    let bf16 = distance(&resident, &exact);
+    assert!(distance(&sent, &exact) < 1.25 * bf16 && bf16 > 0.0, "{} and {bf16}", distance(&sent, &exact));
+}
+
+#[test]
+fn blocks_on_the_host_are_sent_from_pinned_memory_and_others_from_their_files() {
+    let counted = Model::tiny(DType::F32);
+    let counted = counted.weights.count(|weights| FluxTransformer::load(weights, &counted.config)).unwrap();
+    let block = |name: &str| name.contains("_blocks.") && !name.starts_with("double_blocks.0.");
+    let bytes: u64 = counted.iter().filter(|(name, _)| block(name)).map(|(_, bytes)| bytes).sum();
+    for blocks_on_host in [true, false] {
+        let (model, feed) = (Model::tiny(DType::F32), HostFeed::new(true));
+        let weights = model.weights.clone().with_feed(feed.clone());
+        let saving = Saving { resident_blocks: Some(1), blocks_on_host, ..Saving::default() };
+        velocities_of(Model { weights, ..model }, saving, None);
+        let (pinned, pieces) = feed.sent();
+        assert_eq!((pinned + pieces) as u64, 2 * bytes, "two steps");
+        // Small parameters stay on the host in any case, and this model has no others.
+        assert_eq!(pieces, 0);
     }
 }
 

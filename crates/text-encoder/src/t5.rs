@@ -7,7 +7,7 @@
 use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::RmsNorm;
 use retouch_kernels::Kernels;
-use retouch_weights::{Embedding, Layers, Linear, T5Shape, Weights};
+use retouch_weights::{Embedding, Layers, Linear, Stay, T5Shape, Weights};
 use serde::Deserialize;
 
 use crate::{
@@ -263,12 +263,18 @@ impl T5Encoder {
         let bias = blocks.get(buckets, "0.layer.0.SelfAttention.relative_attention_bias.weight")?;
         let block = {
             let config = config.clone();
-            move |i: usize| Block::load(&blocks.pp(i), &config)
+            move |blocks: &Weights, i: usize| Block::load(&blocks.pp(i), &config)
         };
         Ok(Self {
             shared: Embedding::load(&weights.pp("shared"), config.vocab_size, config.d_model)?,
             relative_attention_bias: bias,
-            blocks: Layers::load(config.num_layers, resident_blocks, block)?,
+            // A pass reads each block once: nothing is gained by having them in the host's memory first.
+            blocks: Layers::load(
+                &blocks,
+                config.num_layers,
+                Stay { resident: resident_blocks, on_host: false },
+                block,
+            )?,
             final_layer_norm: load_norm(&weights.pp("encoder.final_layer_norm"), config)?,
             config: config.clone(),
             dtype,

@@ -1,11 +1,16 @@
 //! Embeddings equal those of the reference implementation.
 
+#[path = "../../weights/tests/support/feed.rs"]
+mod feed;
+
 use std::{collections::HashMap, error::Error, fs, path::Path, sync::Mutex};
 
 use candle_core::{DType, Device, Tensor};
 use retouch_kernels::{Kernels, for_device};
 use retouch_text_encoder::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 use retouch_weights::{Component, Folder, Weights};
+
+use feed::HostFeed;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -75,10 +80,15 @@ fn t5_blocks_that_are_read_for_each_text_compute_the_same_bits() -> Outcome {
     let config = tiny().json::<T5Config>("text_encoder_2/config.json")?;
     let ids = Tensor::arange(0u32, 24, &Device::Cpu)?.unsqueeze(0)?;
     let resident = T5Encoder::load(&weights, &config)?.embed(&ids)?;
-    let streamed = T5Encoder::load_resident(&weights, &config, Some(1))?;
-    for _ in 0..2 {
-        assert_eq!(distance(&streamed.embed(&ids)?, &resident)?, 0.0);
+    // As on a device whose memory is the host's, and as on one to which blocks are sent.
+    let feed = HostFeed::new(true);
+    for weights in [weights.clone(), weights.with_feed(feed.clone())] {
+        let streamed = T5Encoder::load_resident(&weights, &config, Some(1))?;
+        for _ in 0..2 {
+            assert_eq!(distance(&streamed.embed(&ids)?, &resident)?, 0.0);
+        }
     }
+    assert_ne!(feed.sent(), (0, 0));
     Ok(())
 }
 

@@ -1,34 +1,84 @@
-//! A model's layers, of which all or the first stay in memory and the others are read each time that they are run.
+//! A model's layers, of which all or the first stay in the device's memory and the others come to it each time that they are run.
 
-use std::{ops::Range, sync::mpsc::sync_channel, thread};
+use std::{
+    ops::Range,
+    sync::{Arc, mpsc::sync_channel},
+    thread,
+};
 
-use crate::Result;
+use crate::{
+    Result, Weights,
+    streamed::{Sender, Streamed},
+};
 
 /// Reads a layer by its number.
-type Load<L> = Box<dyn Fn(usize) -> Result<L> + Send + Sync>;
+type Load<L> = Box<dyn Fn(&Weights, usize) -> Result<L> + Send + Sync>;
+
+/// Which layers stay where; by default all on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stay {
+    /// The first ones, and at least one, that stay on the device; all if none is said.
+    pub resident: Option<usize>,
+    /// Whether the others stay in the host's memory, where the device has another: else their files are read at each pass.
+    pub on_host: bool,
+}
 
 /// `count` layers that are run in order.
 ///
-/// A layer that does not stay is read by another thread while the one before it computes, and dropped once it has been
-/// run: two of them are in memory at a time. What reading costs is thus hidden where it takes no longer than computing.
+/// A layer that does not stay on the device is read by another thread while the one before it computes, and dropped once it has
+/// been run: two of them are there at a time. What reading costs is thus hidden where it takes no longer than computing. A GPU
+/// is told to copy it beside the computation, see [`retouch_kernels::streaming`]; neither thread waits for the GPU then.
 pub struct Layers<L> {
     /// The first ones.
     resident: Vec<L>,
     count: usize,
     /// None where all stay, and their files can be closed.
-    load: Option<Load<L>>,
+    others: Option<Others<L>>,
+}
+
+/// Layers that do not stay.
+struct Others<L> {
+    load: Load<L>,
+    weights: Weights,
+    /// On a device that copies while it computes.
+    streamed: Option<Arc<Streamed>>,
+}
+
+/// A layer that can be run.
+struct Ready<L> {
+    layer: L,
+    /// Has its memory on the device, and is thus dropped after it.
+    sender: Option<Sender>,
+}
+
+impl<L> Others<L> {
+    fn read(&self, i: usize) -> Result<Ready<L>> {
+        let Some(streamed) = &self.streamed else {
+            return Ok(Ready { layer: (self.load)(&self.weights, i)?, sender: None });
+        };
+        let sender = streamed.sender()?;
+        let layer = (self.load)(&self.weights.sent_by(sender.clone()), i)?;
+        sender.finish()?;
+        Ok(Ready { layer, sender: Some(sender) })
+    }
 }
 
 impl<L: Send> Layers<L> {
-    /// Reads the first `resident` of `count` layers, and at least one; all if none is said.
+    /// Reads the layers of `weights` that stay; `load` reads one.
     pub fn load(
+        weights: &Weights,
         count: usize,
-        resident: Option<usize>,
-        load: impl Fn(usize) -> Result<L> + Send + Sync + 'static,
+        stay: Stay,
+        load: impl Fn(&Weights, usize) -> Result<L> + Send + Sync + 'static,
     ) -> Result<Self> {
-        let kept = resident.map_or(count, |resident| resident.clamp(1, count.max(1)).min(count));
-        let resident = (0..kept).map(&load).collect::<Result<_>>()?;
-        Ok(Self { resident, count, load: (kept < count).then(|| Box::new(load) as Load<L>) })
+        let kept = stay.resident.map_or(count, |resident| resident.clamp(1, count.max(1)).min(count));
+        let resident = (0..kept).map(|i| load(weights, i)).collect::<Result<_>>()?;
+        let others = (kept < count).then(|| Others {
+            load: Box::new(load),
+            weights: weights.clone(),
+            streamed: weights.feed().map(|feed| Streamed::new(feed, stay.on_host)),
+        });
+        Ok(Self { resident, count, others })
     }
 
     pub fn len(&self) -> usize {
@@ -51,7 +101,7 @@ impl<L: Send> Layers<L> {
         mut run: impl FnMut(S, usize, &L) -> candle_core::Result<S>,
     ) -> candle_core::Result<S> {
         let kept = self.resident.len();
-        let Some(load) = self.load.as_ref().filter(|_| range.end > kept) else {
+        let Some(others) = self.others.as_ref().filter(|_| range.end > kept) else {
             for i in range {
                 state = run(state, i, &self.resident[i])?;
             }
@@ -63,7 +113,7 @@ impl<L: Send> Layers<L> {
             let read = range.start.max(kept)..range.end;
             scope.spawn(move || {
                 for i in read {
-                    if sender.send(load(i)).is_err() {
+                    if sender.send(others.read(i)).is_err() {
                         break; // the run has failed
                     }
                 }
@@ -72,8 +122,12 @@ impl<L: Send> Layers<L> {
                 state = match self.resident.get(i) {
                     Some(layer) => run(state, i, layer)?,
                     None => {
-                        let layer = receiver.recv().map_err(candle_core::Error::wrap)?;
-                        run(state, i, &layer.map_err(candle_core::Error::wrap)?)?
+                        let ready = receiver.recv().map_err(candle_core::Error::wrap)?;
+                        let Ready { layer, sender } = &ready.map_err(candle_core::Error::wrap)?;
+                        if let Some(sender) = sender {
+                            sender.arrive()?;
+                        }
+                        run(state, i, layer)?
                     }
                 };
             }
@@ -89,8 +143,20 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
+    use candle_core::DType;
+
     use super::*;
-    use crate::WeightsError;
+    use crate::{WeightsError, convert::Target};
+
+    /// Layers of no parameters.
+    fn layers<L: Send>(
+        count: usize,
+        resident: Option<usize>,
+        load: impl Fn(usize) -> Result<L> + Send + Sync + 'static,
+    ) -> Result<Layers<L>> {
+        let weights = Weights::assumed(Target::Bf16, DType::F32)?;
+        Layers::load(&weights, count, Stay { resident, on_host: false }, move |_, i| load(i))
+    }
 
     /// A layer that knows how many of its kind there are at a time.
     struct Counted {
@@ -108,7 +174,7 @@ mod tests {
     fn counted(count: usize, resident: Option<usize>) -> (Layers<Counted>, Arc<AtomicUsize>, Arc<AtomicUsize>) {
         let (alive, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let counters = (alive.clone(), most.clone());
-        let layers = Layers::load(count, resident, move |number| {
+        let layers = layers(count, resident, move |number| {
             let (alive, most) = &counters;
             most.fetch_max(alive.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             Ok(Counted { number, alive: alive.clone() })
@@ -149,13 +215,13 @@ mod tests {
 
     #[test]
     fn a_failure_ends_the_run() {
-        let (layers, alive, _) = counted(5, Some(1));
-        let failed = layers.run(0..5, (), |(), i, _| if i == 2 { candle_core::bail!("two") } else { Ok(()) });
+        let (some, alive, _) = counted(5, Some(1));
+        let failed = some.run(0..5, (), |(), i, _| if i == 2 { candle_core::bail!("two") } else { Ok(()) });
         assert!(failed.unwrap_err().to_string().contains("two"));
         assert_eq!(alive.load(Ordering::SeqCst), 1);
         let unreadable = |i: usize| if i == 3 { Err(WeightsError::Cancelled) } else { Ok(i) };
-        let layers = Layers::load(5, Some(1), unreadable).unwrap();
-        assert!(layers.run(0..5, (), |(), _, _| Ok(())).unwrap_err().to_string().contains("cancelled"));
-        assert!(Layers::load(5, None, unreadable).is_err());
+        let read = layers(5, Some(1), unreadable).unwrap();
+        assert!(read.run(0..5, (), |(), _, _| Ok(())).unwrap_err().to_string().contains("cancelled"));
+        assert!(layers(5, None, unreadable).is_err());
     }
 }

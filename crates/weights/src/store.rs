@@ -202,6 +202,11 @@ impl Store {
         Ok((self.scale(name)? == 1.0).then_some(bytes))
     }
 
+    /// The bytes of the tensor `name` as they are in the file, whatever makes values of them.
+    pub(crate) fn bytes_of(&self, name: &str) -> Result<&[u8]> {
+        Ok(self.located(name)?.1)
+    }
+
     /// The header's entry of a tensor whose encoding is read, and its bytes.
     fn located(&self, name: &str) -> Result<(&Entry, &[u8])> {
         let Some(Located { file, entry }) = self.tensors.get(name) else {
@@ -223,7 +228,7 @@ impl Store {
     /// ComfyUI's first name for it is `scale_weight`, its later one `weight_scale`. What such files say of the layers'
     /// inputs (`scale_input`, `input_scale`) is for products of 8-bit numbers, and not looked at: ours are of 16 bits or 32.
     /// <https://github.com/comfyanonymous/ComfyUI/blob/master/QUANTIZATION.md>
-    fn scale(&self, name: &str) -> Result<f32> {
+    pub(crate) fn scale(&self, name: &str) -> Result<f32> {
         let Some(layer) = name.strip_suffix("weight") else { return Ok(1.0) };
         let scale = ["scale_weight", "weight_scale"].map(|scale| format!("{layer}{scale}"));
         let Some(scale) = scale.iter().find(|scale| self.has(scale)) else { return Ok(1.0) };

@@ -11,13 +11,14 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{VarBuilder, var_builder::SimpleBackend};
-use retouch_kernels::{Fp8, Fp8Rows, Kernels, Packed, Part};
+use retouch_kernels::{Fp8, Fp8Rows, Kernels, Packed, Part, streaming::Feed};
 
 use crate::{
     Adapters, Component, Encoding, Matrix, Result, Store, WeightsError,
     convert::{self, Target},
     lora::{Added, merge},
     naming::{Naming, Recipe},
+    streamed::Sender,
     tally::{self, Tally},
 };
 
@@ -40,6 +41,9 @@ pub struct Weights {
     adapters: Option<Arc<Adapters>>,
     /// Nothing is read where there is one.
     tally: Option<Arc<Tally>>,
+    feed: Option<Arc<dyn Feed>>,
+    /// Of the layer that is read, where it does not stay on the device.
+    sender: Option<Sender>,
 }
 
 impl Weights {
@@ -57,6 +61,8 @@ impl Weights {
             cancel: None,
             adapters: None,
             tally: None,
+            feed: None,
+            sender: None,
         }
     }
 
@@ -95,6 +101,27 @@ impl Weights {
         Self { adapters: Some(adapters), ..self }
     }
 
+    /// The same parameters; those of layers that do not stay on the device are sent to it by `feed`, and not by the device's own.
+    pub fn with_feed(self, feed: Arc<dyn Feed>) -> Self {
+        Self { feed: Some(feed), ..self }
+    }
+
+    /// What sends layers to the device while it computes, where it can.
+    pub(crate) fn feed(&self) -> Option<Arc<dyn Feed>> {
+        self.feed.clone().or_else(|| retouch_kernels::streaming::feed(&self.device))
+    }
+
+    /// The same parameters, which are sent to the device.
+    pub(crate) fn sent_by(&self, sender: Sender) -> Self {
+        Self { sender: Some(sender), ..self.clone() }
+    }
+
+    /// The same parameters in the host's memory.
+    pub(crate) fn on_host(&self) -> Self {
+        let kernels = retouch_kernels::for_device(&Device::Cpu);
+        Self { device: Device::Cpu, kernels, sender: None, ..self.clone() }
+    }
+
     pub(crate) fn with_tally(&self, tally: Arc<Tally>) -> Self {
         Self { tally: Some(tally), ..self.clone() }
     }
@@ -127,6 +154,14 @@ impl Weights {
         &self.store
     }
 
+    pub(crate) fn shared_store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(crate) fn naming(&self) -> &dyn Naming {
+        &*self.naming
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.naming.recipe(&self.full_name(name)).parts().iter().all(|part| self.store.has(part))
     }
@@ -149,6 +184,9 @@ impl Weights {
     ///
     /// What the file holds in fewer bits than are computed with stays in them.
     pub fn matrix(&self, shape: (usize, usize), name: &str) -> Result<Matrix> {
+        if let Some(sender) = &self.sender {
+            return sender.matrix(self, shape, name);
+        }
         let full_name = self.full_name(name);
         self.check_cancelled()?;
         let recipe = self.naming.recipe(&full_name);
@@ -190,6 +228,9 @@ impl Weights {
         let full_name = self.full_name(name);
         if !self.fp8 || !convert::is_worthwhile(Component::Transformer, &full_name, shape) {
             return Ok(None);
+        }
+        if let Some(sender) = &self.sender {
+            return sender.fp8_rows(self, shape, name);
         }
         self.check_cancelled()?;
         let recipe = self.naming.recipe(&full_name);
@@ -273,7 +314,12 @@ impl Weights {
     /// What LoRAs add to the output of this layer of `out` outputs, if its matrix stays as it is.
     pub(crate) fn added(&self, out: usize) -> Result<Option<Added>> {
         let Some(adapters) = &self.adapters else { return Ok(None) };
-        Ok(Added::new(adapters.pieces(&self.full_name("weight"), self)?, out, self.dtype)?)
+        let full_name = self.full_name("weight");
+        let make = || Ok(Added::new(adapters.pieces(&full_name, self)?, out, self.dtype)?);
+        match &self.sender {
+            Some(sender) => sender.added(&full_name, make),
+            None => make(),
+        }
     }
 
     /// A view of this place for modules written against candle's own [`VarBuilder`].
@@ -281,11 +327,14 @@ impl Weights {
         VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
     }
 
-    fn full_name(&self, name: &str) -> String {
+    pub(crate) fn full_name(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 
-    fn read(&self, shape: &Shape, full_name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+    pub(crate) fn read(&self, shape: &Shape, full_name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        if let Some(sender) = &self.sender {
+            return sender.tensor(self, shape, full_name, dtype);
+        }
         match &self.adapters {
             Some(adapters) if adapters.change(full_name) => {
                 let parameter = self.read_unchanged(shape, full_name, DType::F32, device)?;
@@ -329,7 +378,7 @@ impl Weights {
     }
 
     /// What a matrix is quantised to when it is read, if it is.
-    fn quantised_as(&self, recipe: &Recipe, shape: (usize, usize), full_name: &str) -> Option<Target> {
+    pub(crate) fn quantised_as(&self, recipe: &Recipe, shape: (usize, usize), full_name: &str) -> Option<Target> {
         let (component, target) = self.quantisation?;
         let is_small = |part| matches!(self.store.encoding(part), Some(Encoding::Blocks(_) | Encoding::Fp8(_)));
         let small = recipe.parts().iter().any(|part| is_small(part));
@@ -354,7 +403,7 @@ impl Weights {
         self.store.bytes(part).map_or(dense, |stored| stored.min(dense)) as u64
     }
 
-    fn check_cancelled(&self) -> Result<()> {
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
         let cancelled = self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed));
         if cancelled { Err(WeightsError::Cancelled) } else { Ok(()) }
     }
@@ -374,7 +423,7 @@ impl Weights {
         Some(shape)
     }
 
-    fn check_shape(&self, recipe: &Recipe, expected: &[usize]) -> Result<()> {
+    pub(crate) fn check_shape(&self, recipe: &Recipe, expected: &[usize]) -> Result<()> {
         let parts = recipe.parts();
         for part in parts {
             if !self.store.has(part) {

@@ -111,7 +111,7 @@ impl MemoryPlan {
     }
 
     pub(crate) fn saving(&self) -> Saving {
-        Saving { resident_blocks: self.transformer.limit(), mlp_tokens: self.mlp_tokens }
+        Saving { resident_blocks: self.transformer.limit(), blocks_on_host: true, mlp_tokens: self.mlp_tokens }
     }
 }
 
