@@ -360,6 +360,9 @@ fn plans_are_made_for_models_that_are_here_and_for_known_ones_that_are_not() {
     let small = plan(&["--vram-limit", "8G", "--type", "q8_0", "--json"]);
     let small: Value = serde_json::from_str(small.lines()[0]).unwrap();
     assert!(small["peak"].as_u64().unwrap() <= 8_000_000_000 && small["stages"][2]["read_per_pass"] != 0, "{small}");
+    assert_eq!(small["transfer"]["bytes"], small["stages"][2]["read_per_pass"]);
+    let some = plan(&["--vram-limit", "8G", "--type", "q8_0"]);
+    assert!(some.text().contains("hidden behind the computation on a GPU of up to"), "{}", some.text());
     let sentence = plan(&["--vram-limit", "1G"]);
     assert!(sentence.sentence(1).contains("at least"), "{}", sentence.stderr);
     let tiny = place.run(&["plan", "--model", &tiny()[1], "--width", "64", "--height", "64"]);

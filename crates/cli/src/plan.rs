@@ -2,7 +2,7 @@
 
 use retouch::{
     DeviceChoice, MemoryPlan, Precision, Stage,
-    memory::{Budget, DeviceKind, ModelMemory, StagePlan, Work},
+    memory::{BUS, Budget, DeviceKind, ModelMemory, StagePlan, Work},
 };
 use serde_json::json;
 
@@ -53,6 +53,7 @@ fn table(plan: &MemoryPlan, work: &Work, model: &str, precision: Precision) -> S
         let (resident, peak, read) = (gigabytes(resident), gigabytes(peak), gigabytes(read_per_pass));
         format!("{:<20}{resident:>12}{peak:>12}{read:>16}", name(stage))
     }));
+    lines.extend(plan.transfer.map(|transfer| transfer.to_string()));
     lines.push(plan.to_string());
     lines.join("\n") + "\n"
 }
@@ -61,6 +62,16 @@ fn json(plan: &MemoryPlan, work: &Work) -> Result<String> {
     let stages = plan.stages.iter().map(|stage| {
         let StagePlan { stage, resident, peak, read_per_pass } = *stage;
         json!({"stage": name(stage), "resident": resident, "peak": peak, "read_per_pass": read_per_pass})
+    });
+    let transfer = plan.transfer.map(|transfer| {
+        json!({
+            "bytes": transfer.bytes,
+            "pinned": transfer.pinned,
+            "bus_bytes_per_second": BUS,
+            "seconds": transfer.seconds(),
+            "flops": transfer.flops,
+            "hidden_below_flops_per_second": transfer.hidden_below,
+        })
     });
     let (width, height) = work.output;
     let value = json!({
@@ -71,6 +82,7 @@ fn json(plan: &MemoryPlan, work: &Work) -> Result<String> {
         "peak": plan.peak(),
         "plan": plan.to_string(),
         "stages": stages.collect::<Vec<_>>(),
+        "transfer": transfer,
     });
     serde_json::to_string(&value).map(|json| json + "\n").map_err(|e| Failure::Failed(e.to_string()))
 }

@@ -6,10 +6,12 @@
 mod budget;
 mod model;
 mod plan;
+mod transfer;
 mod work;
 
 pub use budget::{Budget, DeviceKind};
 pub(crate) use budget::{free_of, give_back};
 pub use model::ModelMemory;
 pub use plan::{MemoryPlan, Pixels, Resident, StagePlan};
+pub use transfer::{BUS, Transfer};
 pub use work::{Bands, Work};

@@ -9,6 +9,7 @@ use retouch_vae::Tiling;
 use super::{
     Budget, DeviceKind, ModelMemory, Work,
     model::LayerBytes,
+    transfer::Transfer,
     work::{BAND_BYTES, Bands, MLP_TOKENS, Way},
 };
 use crate::{Error, Result, Stage};
@@ -63,6 +64,8 @@ pub struct MemoryPlan {
     pub budget: Budget,
     pub text: Resident,
     pub transformer: Resident,
+    /// The transformer's other blocks on their way to a GPU that has memory of its own.
+    pub transfer: Option<Transfer>,
     /// Tokens that the transformer's MLPs take at a time; all if none is said.
     pub mlp_tokens: Option<usize>,
     /// `None` without a reference image.
@@ -111,7 +114,11 @@ impl MemoryPlan {
     }
 
     pub(crate) fn saving(&self) -> Saving {
-        Saving { resident_blocks: self.transformer.limit(), blocks_on_host: true, mlp_tokens: self.mlp_tokens }
+        Saving {
+            resident_blocks: self.transformer.limit(),
+            blocks_on_host: self.transfer.is_some_and(|transfer| transfer.pinned),
+            mlp_tokens: self.mlp_tokens,
+        }
     }
 }
 
@@ -123,6 +130,7 @@ impl fmt::Display for MemoryPlan {
             Some(layers) => format!("{what} with {layers} of {} blocks resident", resident.of),
         };
         let mut parts = vec![layers("text encoder", self.text), layers("transformer", self.transformer)];
+        parts.extend(self.transfer.map(|transfer| format!("the others from {}", transfer.origin())));
         parts.extend(self.mlp_tokens.map(|tokens| format!("MLPs {tokens} tokens at a time")));
         let pixels = |pixels: Pixels| match pixels {
             Pixels::Whole => "whole",
@@ -173,11 +181,16 @@ impl Planner<'_> {
         let (transformer, mlp_tokens, transformer_plan) = self.transformer()?;
         let (decode, decode_plan) = self.pixels(Way::Decode, self.work.output)?;
         let (encode, encode_plan) = encode.unzip();
+        let transfer = match self.budget.kind {
+            DeviceKind::Cuda => Transfer::of(self.model, self.work, transformer.layers, self.budget.host),
+            DeviceKind::Cpu | DeviceKind::Metal => None,
+        };
         let stages = [Some(text_plan), encode_plan, Some(transformer_plan), Some(decode_plan)];
         Ok(MemoryPlan {
             budget: self.budget,
             text,
             transformer,
+            transfer,
             mlp_tokens,
             encode,
             decode,
@@ -197,12 +210,17 @@ impl Planner<'_> {
         fitting.map(|layers| Resident { layers, of })
     }
 
+    fn beside<'a>(&self, part: &'a LayerBytes, stays: u64, computing: u64, merging: u64) -> Beside<'a> {
+        let reads_beside = self.budget.kind != DeviceKind::Cuda;
+        Beside { part, other: self.carried + stays, computing, merging, reads_beside }
+    }
+
     fn text(&self) -> Result<(Resident, StagePlan)> {
         let (part, loras) = (&self.model.t5_layers, self.work.text_loras);
         let kept = self.kept.saturating_sub(part.with(usize::MAX) + self.model.clip + loras.resident);
         let stays = kept + self.model.clip + loras.resident;
         let computing = self.work.text(self.model, self.budget.kind);
-        let stage = Beside { part, other: self.carried + stays, computing, merging: loras.merging };
+        let stage = self.beside(part, stays, computing, loras.merging);
         let Some(resident) = self.layers(&stage) else {
             return Err(self.refusal("the text encoders need", stage.peak(1), SMALLER_MODEL));
         };
@@ -214,7 +232,7 @@ impl Planner<'_> {
         let stays = self.kept.saturating_sub(part.with(usize::MAX) + loras.resident) + loras.resident;
         let beside = |mlp| {
             let computing = self.work.step(self.model, self.budget.kind, mlp);
-            Beside { part, other: self.carried + stays, computing, merging: loras.merging }
+            self.beside(part, stays, computing, loras.merging)
         };
         // The modulation's layers are there before the blocks are.
         let before = self.carried + self.kept + self.model.modulation + loras.merging;
@@ -292,14 +310,16 @@ struct Beside<'a> {
     computing: u64,
     /// By LoRAs, while a layer is read.
     merging: u64,
+    /// Whether layers that do not stay are read where the computation is: for CUDA they are made on the host.
+    reads_beside: bool,
 }
 
 impl Beside<'_> {
     /// With that many layers in memory.
     fn peak(&self, layers: usize) -> u64 {
-        let all = layers >= self.part.layers.len();
-        // Where all layers are read before the computation, the two are not there together.
-        let work = if all { self.computing.max(self.merging) } else { self.computing + self.merging };
+        // Where all layers are read before the computation, or elsewhere, the two are not there together.
+        let apart = layers >= self.part.layers.len() || !self.reads_beside;
+        let work = if apart { self.computing.max(self.merging) } else { self.computing + self.merging };
         self.other + self.part.with(layers) + work
     }
 
@@ -395,8 +415,8 @@ mod tests {
         let blocks: u64 = model("bf16").transformer.layers.iter().sum();
         let StagePlan { resident, read_per_pass, .. } = some.stages[2];
         assert_eq!(resident + read_per_pass, blocks + model("bf16").transformer.fixed);
-        // A PCIe 4 slot moves 24 GB in a second in which a 4090 computes a step of 165 TFLOP.
-        assert!(read_per_pass < 17_500_000_000);
+        assert_eq!(some.transfer.map(|transfer| transfer.bytes), Some(read_per_pass));
+        assert_eq!(all.transfer, None);
     }
 
     #[test]

@@ -97,6 +97,14 @@ impl Work {
         self.prompts as u64 * (prompt + cache)
     }
 
+    /// Floating-point operations of one block of the transformer; double and single ones have as many: per token those of
+    /// projections and MLP, and the attention of all to all.
+    pub(super) fn block_flops(&self, model: &ModelMemory) -> u64 {
+        let tokens: u64 = self.tokens(model).iter().sum();
+        let (hidden, mlp) = (model.flux.hidden() as u64, model.flux.mlp() as u64);
+        2 * tokens * hidden * (4 * hidden + 2 * mlp) + 4 * tokens * tokens * hidden
+    }
+
     /// A step of the transformer, `mlp_tokens` at a time in its MLPs.
     ///
     /// In units of all tokens of `hidden` channels, a double block has its input, the projections and the heads at once (7); a
