@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Module, Tensor};
 use feed::HostFeed;
+use retouch_sampler::TorchGenerator;
 use retouch_weights::{Layers, Linear, ModelFile, Stay, Store, Weights, bytes_read, naming::SameNames};
 
 const LAYERS: usize = 4;
@@ -17,15 +18,20 @@ const WIDTH: usize = 640; // 1.6 MB a matrix
 fn large_parameters_are_read_once_where_they_stay_on_the_host_and_else_at_each_pass() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("layers.safetensors");
-    let tensors = (0..LAYERS).flat_map(|i| {
-        let weight = Tensor::randn(0f32, 0.05, (WIDTH, WIDTH), &Device::Cpu).unwrap();
-        let bias = Tensor::randn(0f32, 1.0, WIDTH, &Device::Cpu).unwrap();
-        [(format!("{i}.weight"), weight), (format!("{i}.bias"), bias)]
-    });
-    candle_core::safetensors::save(&tensors.collect::<HashMap<_, _>>(), &path).unwrap();
+    let mut numbers = TorchGenerator::new(0);
+    let mut random = |shape: &[usize]| {
+        let values = numbers.normal(shape.iter().product());
+        (Tensor::from_vec(values, shape, &Device::Cpu).unwrap() * 0.05).unwrap()
+    };
+    let mut tensors = HashMap::new();
+    for i in 0..LAYERS {
+        tensors.insert(format!("{i}.weight"), random(&[WIDTH, WIDTH]));
+        tensors.insert(format!("{i}.bias"), random(&[WIDTH]));
+    }
+    candle_core::safetensors::save(&tensors, &path).unwrap();
     let weights =
         Weights::new(Store::open(vec![ModelFile::open(&path).unwrap()]).unwrap(), SameNames, DType::F32, &Device::Cpu);
-    let x = Tensor::randn(0f32, 1.0, (3, WIDTH), &Device::Cpu).unwrap();
+    let x = random(&[3, WIDTH]);
     let load = |weights: &Weights, stay| {
         Layers::load(weights, LAYERS, stay, |weights, i| Linear::load(&weights.pp(i), WIDTH, WIDTH)).unwrap()
     };
