@@ -71,6 +71,15 @@ pub enum Source<'a> {
     Pieces(&'a [&'a [u8]]),
 }
 
+impl Source<'_> {
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Pinned(pinned) => pinned.len(),
+            Self::Pieces(pieces) => pieces.iter().map(|piece| piece.len()).sum(),
+        }
+    }
+}
+
 /// Sends layers to a device, one after the other. Two of them are there at a time: the one that is computed with, and the next.
 pub trait Feed: Send + Sync {
     /// Begins the next layer, in the memory of the one before the last.
@@ -87,6 +96,9 @@ pub trait Feed: Send + Sync {
 /// memory is the next layer's as soon as that has been computed.
 pub trait Delivery: Send {
     /// Sends values; they may be used after [`Self::arrive`].
+    ///
+    /// # Errors
+    /// More or fewer bytes than the values have, and those of the device.
     fn put(&mut self, spec: Spec, source: Source<'_>) -> Result<Placed>;
 
     /// Says that these were all. Until then the next layer is not begun.

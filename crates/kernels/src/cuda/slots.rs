@@ -92,6 +92,9 @@ impl<L: Lanes> Slots<L> {
 
 impl<L: Lanes> Layer<L> {
     pub fn put(&mut self, spec: Spec, source: Source<'_>) -> Result<L::Place> {
+        if source.bytes() != spec.bytes() {
+            bail!("{} bytes are sent to a place of {}", source.bytes(), spec.bytes())
+        }
         let place = self.place(&spec)?;
         // Noted before it is written: whatever fails, it is not given back under a copy.
         self.places.push((spec, place.clone()));
@@ -401,16 +404,18 @@ mod tests {
         layer.iter().map(Spec::bytes).sum()
     }
 
+    fn put(layer: &mut Layer<Late>, spec: &Spec, value: u8) -> Result<Arc<Memory>> {
+        layer.put(spec.clone(), Source::Pieces(&[&vec![value; spec.bytes()]]))
+    }
+
     /// Says to a GPU what a pass over `layers` is, as two threads do that hand over layers: the next one's copies are said before
     /// or after the computation that they run beside. Values are the layers' numbers, from `first` on.
     fn pass(slots: &Slots<Late>, gpu: &Late, layers: &[Vec<Spec>], first: usize, copies_are_said_first: bool) {
         let send = |i: usize| {
             let mut layer = slots.begin().unwrap();
             let value = (first + i) as u8;
-            let places: Vec<_> = layers[i]
-                .iter()
-                .map(|spec| (layer.put(spec.clone(), Source::Pieces(&[&[value]])).unwrap().number, value))
-                .collect();
+            let places: Vec<_> =
+                layers[i].iter().map(|spec| (put(&mut layer, spec, value).unwrap().number, value)).collect();
             layer.finish().unwrap();
             (layer, places)
         };
@@ -530,13 +535,14 @@ mod tests {
         let slots = Slots::new(gpu.clone());
         let send = |value: u8| {
             let mut layer = slots.begin()?;
-            layer.put(dense(10), Source::Pieces(&[&[value]]))?;
+            put(&mut layer, &dense(10), value)?;
             Ok::<_, candle_core::Error>(layer)
         };
         let (first, _second) = (send(1).unwrap(), send(2).unwrap());
         assert!(send(3).is_err());
         drop(first); // neither finished nor computed, as after a failure
-        let third = send(3).unwrap();
+        let mut third = send(3).unwrap();
+        assert!(third.put(dense(10), Source::Pieces(&[&[0; 20], &[0]])).is_err(), "more than there is room for");
         drop((third, _second, slots));
         let ended = Run::of(&gpu).finish(|| Lane::Computation);
         assert!(ended.memory.is_empty());
