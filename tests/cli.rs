@@ -363,6 +363,12 @@ fn plans_are_made_for_models_that_are_here_and_for_known_ones_that_are_not() {
     assert_eq!(small["transfer"]["bytes"], small["stages"][2]["read_per_pass"]);
     let some = plan(&["--vram-limit", "8G", "--type", "q8_0"]);
     assert!(some.text().contains("hidden behind the computation on a GPU of up to"), "{}", some.text());
+    let on_cpu = plan(&["--vram-limit", "24G", "--encoders", "cpu"]);
+    assert!(
+        on_cpu.text().contains("text encoders (cpu)") && on_cpu.text().contains("on the CPU in f32"),
+        "{}",
+        on_cpu.text()
+    );
     let sentence = plan(&["--vram-limit", "1G"]);
     assert!(sentence.sentence(1).contains("at least"), "{}", sentence.stderr);
     let tiny = place.run(&["plan", "--model", &tiny()[1], "--width", "64", "--height", "64"]);

@@ -10,8 +10,8 @@ use std::{
 
 use image::RgbImage;
 use retouch::{
-    Control, EditRequest, Engine, EngineOptions, Error, Event, KeepLoaded, ModelSource, NoProgress, Observer,
-    ReferenceSize, Seeds, Silent, Stage,
+    Control, EditRequest, Encoders, Engine, EngineOptions, Error, Event, KeepLoaded, ModelSource, NoProgress, Observer,
+    Precision, ReferenceSize, Seeds, Silent, Stage,
 };
 
 fn tiny() -> Engine {
@@ -146,6 +146,60 @@ fn a_model_that_is_kept_is_planned_as_a_whole() {
         tiny_with(EngineOptions { vram_limit: Some(1 << 20), keep_loaded: true.into(), ..Default::default() });
     let refused = engine.edit(&request(&[1]), &mut Silent).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(refused.contains("leave out --keep-loaded"), "{refused}");
+}
+
+#[test]
+fn text_encoders_on_the_cpu_compute_in_f32_and_hand_over_in_the_dtype_of_the_rest() {
+    let traced = |encoders, precision| {
+        let options = EngineOptions { encoders, precision: Some(precision), ..Default::default() };
+        let (made, trace) = tiny_with(options).edit_traced(&request(&[1]), &mut Silent).unwrap();
+        let mut tensors = trace.tensors().unwrap();
+        let mut values = |name: &str| tensors.remove(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let made = made.images.into_iter().next().unwrap();
+        (values("t5_embeds"), values("clip_pooled"), made)
+    };
+    let (on_device, pooled, picture) = traced(Some(Encoders::Device), Precision::F32);
+    let (on_cpu, also_pooled, same_picture) = traced(Some(Encoders::Cpu), Precision::F32);
+    assert!(on_cpu == on_device && also_pooled == pooled && same_picture.pixels == picture.pixels);
+    assert_eq!(picture.parameters.encoders, None);
+    assert_eq!(same_picture.parameters.encoders.as_deref(), Some("cpu"));
+
+    let rounded = |values: &[f32]| values.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
+    let (on_cpu, also_pooled, _) = traced(Some(Encoders::Cpu), Precision::Bf16);
+    assert!(on_cpu == rounded(&on_device) && also_pooled == rounded(&pooled), "once, from what f32 makes");
+    let (in_bf16, ..) = traced(None, Precision::Bf16);
+    assert!(in_bf16 != on_cpu, "computed in bf16 they are further off");
+}
+
+#[test]
+fn a_kept_t5_reads_the_blocks_for_which_there_is_no_room() {
+    // Each limit below what the plan before takes, until T5's blocks do not all stay.
+    let mut limit = None;
+    loop {
+        let options = EngineOptions { vram_limit: limit, keep_loaded: KeepLoaded::Yes, ..Default::default() };
+        let mut engine = tiny_with(options);
+        let mut plan = None;
+        let mut read = Vec::new();
+        let mut note = |event: Event<'_>| {
+            match event {
+                Event::Planned { memory } => plan = Some(memory.clone()),
+                Event::Loading { stage, .. } => read.push(stage),
+                _ => {}
+            }
+            Control::Continue
+        };
+        let request = EditRequest { max_sequence_length: Some(32), ..request(&[1]) };
+        let first = engine.edit(&request, &mut note).unwrap().images.remove(0).pixels;
+        let again = engine.edit(&request, &mut note).unwrap().images.remove(0).pixels;
+        let plan = plan.unwrap();
+        assert!(plan.keep_loaded && plan.transformer.layers == plan.transformer.of);
+        assert_eq!(first, again);
+        assert_eq!(read.iter().filter(|stage| **stage == Stage::TextEncoders).count(), 1, "{read:?}");
+        if plan.text.layers < plan.text.of {
+            return;
+        }
+        limit = Some(plan.peak() - 1);
+    }
 }
 
 /// What an edit reads and computes, in order.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueHint, error::ErrorKind};
 use clap_complete::Shell;
-use retouch::{DeviceChoice, ModelSource, Precision, Target, image::OutputFormat};
+use retouch::{DeviceChoice, Encoders, ModelSource, Precision, Target, image::OutputFormat};
 
 use crate::{
     failure::{Failure, Result},
@@ -239,9 +239,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<Target>,
     /// Keep the whole model in memory between the images of a batch or of several seeds, and write each image as soon
-    /// as it is done; takes more memory than one stage of the model at a time
+    /// as it is done; takes more memory than one stage of the model at a time. What of T5 has no room beside the others is read
+    /// for each prompt
     #[arg(long)]
     pub keep_loaded: bool,
+    /// Where the text encoders compute: device, or cpu (in f32), where they take some seconds for a prompt and nothing of the
+    /// device's memory [default: on the device, unless there is no room, or the others can then stay there by --keep-loaded]
+    #[arg(long, value_name = "PLACE")]
+    pub encoders: Option<Encoders>,
     /// Stay within this much of the device's memory, e.g. 8G (billions of bytes) or 7.5GiB; on the CPU within this much of the
     /// computer's [default: what is free]
     #[arg(long, value_name = "SIZE")]
@@ -315,6 +320,9 @@ pub struct PlanRunArgs {
     /// Plan for a model that stays in memory between images
     #[arg(long)]
     pub keep_loaded: bool,
+    /// Plan for text encoders on the device or on the cpu [default: where they are faster]
+    #[arg(long, value_name = "PLACE")]
+    pub encoders: Option<Encoders>,
     /// The device's memory, e.g. 8G (billions of bytes) or 7.5GiB [default: what is free]
     #[arg(long, value_name = "SIZE")]
     pub vram_limit: Option<Bytes>,
@@ -419,14 +427,14 @@ mod tests {
             "retouch edit photo.jpg bluer --precision fp8",
             "retouch edit --from edited.png",
             "retouch edit --from edited.png photo.jpg redder",
-            "retouch edit --batch jobs.jsonl --keep-loaded -q",
+            "retouch edit --batch jobs.jsonl --keep-loaded --encoders device -q",
             "retouch edit photo.jpg bluer --lora a.safetensors:0.8 --lora b.safetensors --lora-partial",
             "retouch generate stars --num-images 3 --format webp -vv",
             "retouch info edited.png",
             "retouch convert in.safetensors -o out.gguf --type q4_k --keep txt --keep linear*2 -f",
             "retouch models --json",
             "retouch plan -m owner/name --type q8_0 --width 1024 --height 768 --vram-limit 8G --device cuda",
-            "retouch plan --reference-size none --true-cfg --keep-loaded --json",
+            "retouch plan --reference-size none --true-cfg --keep-loaded --encoders cpu --json",
             "retouch serve -m owner/name --device cuda:0,cuda:1 --port 0 --state jobs --keep 7d --max-upload 8MiB",
             "retouch serve --host 0.0.0.0 --api-key secret-key --api-key-file keys --cors https://a.example --allow-url-inputs",
             "retouch completions zsh",
@@ -455,6 +463,7 @@ mod tests {
             ("retouch convert in.safetensors -o out.gguf", MissingRequiredArgument),
             ("retouch convert in.safetensors -o out.gguf --type q9", ValueValidation),
             ("retouch edit photo.jpg bluer --vram-limit 8", ValueValidation),
+            ("retouch edit photo.jpg bluer --encoders gpu", ValueValidation),
             ("retouch plan --type q9", ValueValidation),
             ("retouch serve --keep 24", ValueValidation),
             ("retouch serve --max-queue 0", ValueValidation),

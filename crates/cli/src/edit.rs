@@ -82,6 +82,7 @@ fn repeat(
     common.settings = common.settings.or(&SettingsArgs::from(&stored));
     common.run.device = common.run.device.or_else(|| stored.device.parse().ok());
     common.run.dtype = common.run.dtype.or_else(|| stored.dtype.parse().ok());
+    common.run.encoders = common.run.encoders.or_else(|| stored.encoders.as_ref()?.parse().ok());
     common.run.quantize = common.run.quantize.or_else(|| stored.quantize.as_ref()?.parse().ok());
     let model = ModelSource::of(&stored);
     let mut request = common.settings.request(prompt.unwrap_or(stored.prompt))?;
@@ -167,6 +168,7 @@ pub fn open(source: &ModelSource, run: &RunArgs, console: &Console) -> Result<En
         precision: run.dtype,
         quantize: run.quantize,
         keep_loaded: run.keep_loaded.into(),
+        encoders: run.encoders,
         vram_limit: run.vram_limit.map(|limit| limit.0),
         profile: run.profile,
         ..Default::default()

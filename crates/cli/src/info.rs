@@ -72,6 +72,7 @@ fn image_text(path: &Path, stored: Option<&Parameters>) -> String {
         ("source seen at", made.reference.map(size)),
         ("quantised", made.quantize.clone()),
         ("computed", Some(format!("on {} in {}", made.device, made.dtype))),
+        ("text encoders", made.encoders.as_ref().map(|place| format!("on {place}"))),
         ("by", Some(format!("retouch {}", made.version))),
     ]);
     rows.retain(|(_, value)| value.is_some());

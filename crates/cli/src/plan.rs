@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
-    let PlanRunArgs { device, dtype, keep_loaded, vram_limit } = args.run;
+    let PlanRunArgs { device, dtype, keep_loaded, encoders, vram_limit } = args.run;
     let budget = Budget::on(device.unwrap_or(DeviceChoice::Auto), vram_limit.map(|Bytes(bytes)| bytes))?;
     let usual = if budget.kind == DeviceKind::Cpu { Precision::F32 } else { Precision::Bf16 };
     let precision = dtype.unwrap_or(usual);
@@ -23,7 +23,8 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let output = (side(args.width, work.output.0), side(args.height, work.output.1));
     let reference = args.reference_size.map_or(Some(output), |reference| reference.0);
     let (images, prompts) = (args.num_images as usize, 1 + usize::from(args.true_cfg));
-    let work = Work { output, reference, images, prompts, keep_loaded, ..work };
+    let keep_loaded = keep_loaded.into();
+    let work = Work { output, reference, images, prompts, keep_loaded, encoders, ..work };
     let plan = MemoryPlan::fastest(&model, &work, budget)?;
     let name = source.base.as_deref().unwrap_or("the model");
     let text = if args.json { json(&plan, &work)? } else { table(&plan, &work, name, precision) };
@@ -49,9 +50,11 @@ fn table(plan: &MemoryPlan, work: &Work, model: &str, precision: Precision) -> S
         format!("{:<20}{:>12}{:>12}{:>16}", "stage", "resident", "peak", "read per pass"),
     ];
     lines.extend(plan.stages.iter().map(|stage| {
-        let StagePlan { stage, resident, peak, read_per_pass } = *stage;
+        let StagePlan { stage, device, resident, peak, read_per_pass } = *stage;
+        let elsewhere = if device == kind { String::new() } else { format!(" ({device})") };
+        let name = format!("{}{elsewhere}", name(stage));
         let (resident, peak, read) = (gigabytes(resident), gigabytes(peak), gigabytes(read_per_pass));
-        format!("{:<20}{resident:>12}{peak:>12}{read:>16}", name(stage))
+        format!("{name:<20}{resident:>12}{peak:>12}{read:>16}")
     }));
     lines.extend(plan.transfer.map(|transfer| transfer.to_string()));
     lines.push(plan.to_string());
@@ -60,8 +63,9 @@ fn table(plan: &MemoryPlan, work: &Work, model: &str, precision: Precision) -> S
 
 fn json(plan: &MemoryPlan, work: &Work) -> Result<String> {
     let stages = plan.stages.iter().map(|stage| {
-        let StagePlan { stage, resident, peak, read_per_pass } = *stage;
-        json!({"stage": name(stage), "resident": resident, "peak": peak, "read_per_pass": read_per_pass})
+        let StagePlan { stage, device, resident, peak, read_per_pass } = *stage;
+        let device = device.to_string();
+        json!({"stage": name(stage), "device": device, "resident": resident, "peak": peak, "read_per_pass": read_per_pass})
     });
     let transfer = plan.transfer.map(|transfer| {
         json!({

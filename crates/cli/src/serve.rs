@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{Args, ValueHint};
-use retouch::{DeviceChoice, Engine, EngineOptions, KeepLoaded, ModelSource, NoProgress, Precision, Target};
+use retouch::{DeviceChoice, Encoders, Engine, EngineOptions, KeepLoaded, ModelSource, NoProgress, Precision, Target};
 use retouch_server::{OpenEngine, ServerOptions, api_description};
 
 use crate::{
@@ -32,6 +32,9 @@ pub struct ServeArgs {
     /// Hold the large matrices of the transformer and of T5 in fewer bits: a type of `retouch convert`
     #[arg(long, value_name = "TYPE", help_heading = "Computing")]
     pub quantize: Option<Target>,
+    /// Where the text encoders compute, as of `retouch edit` [default: as the memory allows]
+    #[arg(long, value_name = "PLACE", help_heading = "Computing")]
+    pub encoders: Option<Encoders>,
     /// Stay within this much of each device's memory, e.g. 8G [default: what is free]
     #[arg(long, value_name = "SIZE", help_heading = "Computing")]
     pub vram_limit: Option<Bytes>,
@@ -134,6 +137,7 @@ pub fn run(args: Box<ServeArgs>, console: &Console) -> Result<()> {
             precision: args.dtype,
             quantize: args.quantize,
             keep_loaded: KeepLoaded::WhereItFits,
+            encoders: args.encoders,
             reuse: true,
             previews: true,
             vram_limit: args.vram_limit.map(|limit| limit.0),

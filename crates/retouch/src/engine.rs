@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use retouch_flow::{
     StepCache,
@@ -14,7 +14,7 @@ use retouch_flow::{
 use retouch_kernels::{Kernels, Profiled};
 use retouch_sampler::{Schedule, TorchGenerator, denoise, guide};
 use retouch_weights::{
-    Component, WeightsError,
+    WeightsError,
     convert::Target,
     hub::{DownloadProgress, HubOptions},
 };
@@ -23,9 +23,9 @@ use tracing::debug;
 use crate::{
     Control, DeviceChoice, EditRequest, EditResult, EditedImage, Error, Event, ModelRules, ModelSource, Observer,
     Parameters, Precision, Profile, Result, Seeds, Settings, Stage, Timings, Trace,
-    flux1::{Flux1, Steps, proceed},
+    flux1::{Flux1, Place, Steps, proceed},
     image,
-    memory::{Budget, MemoryPlan, ModelMemory, Work, free_of, give_back},
+    memory::{Budget, ByPlace, Encoders, MemoryPlan, ModelMemory, Work, free_of, give_back},
     preview::Projection,
     profile::Recorder,
     source::ModelFiles,
@@ -41,6 +41,8 @@ pub struct EngineOptions {
     /// already; a type of fewer than 16 bits.
     pub quantize: Option<Target>,
     pub keep_loaded: KeepLoaded,
+    /// Where the text encoders compute; `None` is where the [`MemoryPlan`] has them.
+    pub encoders: Option<Encoders>,
     /// Keep the embeddings of the last prompts and the latents of the last source images for requests that have them again.
     pub reuse: bool,
     /// Learn to show latents, for [`Event::Step`]'s previews.
@@ -52,7 +54,8 @@ pub struct EngineOptions {
     pub profile: bool,
 }
 
-/// Whether all parts of the model stay in memory between edits, instead of one stage's at a time.
+/// Whether all parts of the model stay in memory between edits, instead of one stage's at a time. Blocks of T5 for which there
+/// is no room beside the others are read for each prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeepLoaded {
     #[default]
@@ -80,6 +83,7 @@ pub struct Engine {
     memory: ModelMemory,
     budget: Budget,
     keep_loaded: KeepLoaded,
+    encoders: Option<Encoders>,
     previews: Option<Projection>,
 }
 
@@ -107,7 +111,11 @@ impl Engine {
         let profiled = options.profile.then(|| Profiled::for_device(&device));
         let kernels =
             profiled.map_or_else(|| retouch_kernels::for_device(&device), |profiled| profiled as &dyn Kernels);
-        let model = Flux1::new(files, &device, kernels, precision, options.quantize, options.reuse)?;
+        let on_device = Place { device: device.clone(), dtype: precision.dtype(), kernels };
+        // Where the device is the CPU, they are computed and profiled as everything else.
+        let cpu_kernels = if device.is_cpu() { kernels } else { retouch_kernels::for_device(&Device::Cpu) };
+        let on_cpu = Place { device: Device::Cpu, dtype: DType::F32, kernels: cpu_kernels };
+        let model = Flux1::new(files, ByPlace { on_device, on_cpu }, precision, options.quantize, options.reuse)?;
         let files = model.files();
         files
             .defaults
@@ -120,12 +128,25 @@ impl Engine {
             }
             None => None,
         };
-        let (memory, keep_loaded, quantize) = (model.memory()?, options.keep_loaded, options.quantize);
+        let memory = model.memory()?;
+        let EngineOptions { keep_loaded, encoders, quantize, .. } = options;
         // Now, before anything of the model is a part of what is taken.
         let budget = Budget::of(&device, options.vram_limit);
         let device_name = choice.to_string();
         let previews = options.previews.then(Projection::default);
-        Ok(Self { model, device, device_name, precision, quantize, recorder, memory, budget, keep_loaded, previews })
+        Ok(Self {
+            model,
+            device,
+            device_name,
+            precision,
+            quantize,
+            recorder,
+            memory,
+            budget,
+            keep_loaded,
+            encoders,
+            previews,
+        })
     }
 
     /// What the model takes.
@@ -304,7 +325,7 @@ impl Engine {
             timings.decode_seconds += clock.lap("pixels");
             let image = EditedImage {
                 pixels,
-                parameters: self.parameters(request, &settings, &source_sha256, i),
+                parameters: self.parameters(request, &settings, &source_sha256, memory.encoders, i),
                 reused_passes,
             };
             proceed(each(image, &timings))?;
@@ -316,9 +337,8 @@ impl Engine {
 
     /// What stays in memory in each stage.
     fn plan(&self, request: &EditRequest, settings: &Settings) -> Result<MemoryPlan> {
-        let text_loras = self.model.lora_bytes(&[Component::Clip, Component::T5])?;
-        let transformer_loras = self.model.lora_bytes(&[Component::Transformer])?;
-        let work = |keep_loaded| Work {
+        let (text_loras, transformer_loras) = self.model.lora_bytes()?;
+        let work = Work {
             output: settings.output,
             reference: settings.reference,
             images: request.seeds.images(),
@@ -328,14 +348,10 @@ impl Engine {
             step_cache: request.cache.is_some(),
             text_loras,
             transformer_loras,
-            keep_loaded,
+            keep_loaded: self.keep_loaded,
+            encoders: self.encoders,
         };
-        let fastest = |keep_loaded| MemoryPlan::fastest(&self.memory, &work(keep_loaded), self.budget);
-        match self.keep_loaded {
-            KeepLoaded::No => fastest(false),
-            KeepLoaded::Yes => fastest(true),
-            KeepLoaded::WhereItFits => fastest(true).or_else(|_| fastest(false)),
-        }
+        MemoryPlan::fastest(&self.memory, &work, self.budget)
     }
 
     fn parameters(
@@ -343,6 +359,7 @@ impl Engine {
         request: &EditRequest,
         settings: &Settings,
         source_sha256: &Option<String>,
+        encoders: Encoders,
         image: usize,
     ) -> Parameters {
         let (seed, batch) = match &request.seeds {
@@ -371,6 +388,7 @@ impl Engine {
             dtype: self.precision.to_string(),
             quantize: self.quantize.map(|target| target.to_string()),
             device: self.device_name.clone(),
+            encoders: (encoders == Encoders::Cpu).then(|| encoders.to_string()),
             version: env!("CARGO_PKG_VERSION").to_string(),
             loras: self.model.loras().stored().to_vec(),
             lora_partial: request.lora_partial,

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroUsize;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lru::LruCache;
 use retouch_flow::{Conditioning, FluxConfig, FluxTransformer, ModulationTable, Reference, tokens};
 use retouch_kernels::Kernels;
@@ -18,17 +18,24 @@ use tracing::debug;
 use crate::{
     Control, Error, Event, Lora, MemoryPlan, Observer, Precision, Result, Stage, Trace,
     loras::Loras,
-    memory::ModelMemory,
+    memory::{ByPlace, Encoders, ModelMemory, Resident},
     source::{ModelFiles, config},
 };
 
 /// Tokens that CLIP sees, start and end included.
 const CLIP_TOKENS: usize = 77;
 
+/// Where and with what something is computed.
+pub(crate) struct Place {
+    pub device: Device,
+    pub dtype: DType,
+    pub kernels: &'static dyn Kernels,
+}
+
 pub(crate) struct Flux1 {
     files: ModelFiles,
-    device: Device,
-    kernels: &'static dyn Kernels,
+    /// Of the text encoders; all other parts are on the device.
+    places: ByPlace<Place>,
     precision: Precision,
     quantize: Option<Target>,
     keep_loaded: bool,
@@ -43,6 +50,8 @@ pub(crate) struct Flux1 {
 }
 
 struct TextEncoders {
+    place: Encoders,
+    resident: Resident,
     clip_tokenizer: ClipTokenizer,
     t5_tokenizer: T5Tokenizer,
     clip: ClipEncoder,
@@ -65,8 +74,8 @@ pub(crate) type ReferenceKey = (String, usize, usize);
 
 /// What the last requests came to, for the next that have the same.
 struct Recent {
-    /// By the text and the longest that T5 sees of it.
-    prompts: LruCache<(String, usize), Prompt>,
+    /// By the text, the longest that T5 sees of it, and where they were computed.
+    prompts: LruCache<(String, usize, Encoders), Prompt>,
     references: LruCache<ReferenceKey, Tensor>,
 }
 
@@ -99,8 +108,7 @@ pub(crate) struct Steps<'a> {
 impl Flux1 {
     pub fn new(
         files: ModelFiles,
-        device: &Device,
-        kernels: &'static dyn Kernels,
+        places: ByPlace<Place>,
         precision: Precision,
         quantize: Option<Target>,
         reuse: bool,
@@ -109,8 +117,7 @@ impl Flux1 {
         let flux_config = config(&files, Component::Transformer, FluxConfig::of, FluxConfig::check)?;
         Ok(Self {
             files,
-            device: device.clone(),
-            kernels,
+            places,
             precision,
             quantize,
             keep_loaded: false,
@@ -127,6 +134,10 @@ impl Flux1 {
 
     pub fn files(&self) -> &ModelFiles {
         &self.files
+    }
+
+    fn device(&self) -> &Device {
+        &self.places.on_device.device
     }
 
     /// What its parameters take in memory.
@@ -196,12 +207,19 @@ impl Flux1 {
         &self.loras
     }
 
-    /// What the LoRAs take beside parts that are there together.
-    pub fn lora_bytes(&self, components: &[Component]) -> Result<LoraBytes> {
+    /// What the LoRAs take beside the text encoders and beside the transformer.
+    pub fn lora_bytes(&self) -> Result<(ByPlace<LoraBytes>, LoraBytes)> {
+        let text = |place: &Place| self.lora_bytes_beside(&[Component::Clip, Component::T5], place.dtype);
+        let text = ByPlace { on_device: text(&self.places.on_device)?, on_cpu: text(&self.places.on_cpu)? };
+        Ok((text, self.lora_bytes_beside(&[Component::Transformer], self.precision.dtype())?))
+    }
+
+    /// Beside parts that are there together.
+    fn lora_bytes_beside(&self, components: &[Component], dtype: DType) -> Result<LoraBytes> {
         let mut bytes = LoraBytes::default();
         for &component in components {
             let Some(adapters) = self.loras.of(component) else { continue };
-            let weights = self.files.weights(component, self.precision.dtype(), &Device::Cpu)?.with_adapters(adapters);
+            let weights = self.files.weights(component, dtype, &Device::Cpu)?.with_adapters(adapters);
             let LoraBytes { resident, merging } = self.quantised(component, weights).lora_bytes()?;
             bytes.resident += resident;
             bytes.merging = bytes.merging.max(merging);
@@ -218,25 +236,30 @@ impl Flux1 {
         observer: &mut dyn Observer,
         trace: &mut Option<Trace>,
     ) -> Result<Vec<Prompt>> {
-        if let Some(known) = self.recent_prompts(prompts, max_tokens).filter(|_| trace.is_none()) {
+        let key = |text: &str| (text.to_string(), max_tokens, memory.encoders);
+        if let Some(known) = self.recent_prompts(prompts, key).filter(|_| trace.is_none()) {
             for prompt in &known {
                 prompt.tell_if_cut(max_tokens, observer)?;
             }
             return Ok(known);
         }
-        let text = match self.text.take() {
+        let planned = |text: &TextEncoders| (text.place, text.resident) == (memory.encoders, memory.text);
+        let text = match self.text.take().filter(planned) {
             Some(text) => text,
             None => self.load_text_encoders(memory, observer)?,
         };
+        let place = self.places.at(memory.encoders);
         let mut encoded = Vec::with_capacity(prompts.len());
         for (prefix, text_prompt) in prompts {
             proceed(observer.on(Event::Computing { stage: Stage::TextEncoders }))?;
             let clip_ids = text.clip_tokenizer.encode(text_prompt, CLIP_TOKENS)?;
             let t5_ids = text.t5_tokenizer.encode(text_prompt, max_tokens)?;
             let cut = t5_ids.cut;
-            let row = |ids: &[u32]| Tensor::new(ids, &self.device)?.unsqueeze(0);
+            let row = |ids: &[u32]| Tensor::new(ids, &place.device)?.unsqueeze(0);
             let (clip_ids, t5_ids) = (row(&clip_ids.ids)?, row(&t5_ids.ids)?);
-            let prompt = Prompt { pooled: text.clip.pooled(&clip_ids)?, embeds: text.t5.embed(&t5_ids)?, cut };
+            let to_device = |x: Tensor| x.to_dtype(self.precision.dtype())?.to_device(self.device());
+            let pooled = to_device(text.clip.pooled(&clip_ids)?)?;
+            let prompt = Prompt { pooled, embeds: to_device(text.t5.embed(&t5_ids)?)?, cut };
             prompt.tell_if_cut(max_tokens, observer)?;
             debug!(pooled = ?prompt.pooled.dims(), embeds = ?prompt.embeds.dims(), "{prefix}prompt encoded");
             if let Some(trace) = trace {
@@ -246,7 +269,7 @@ impl Flux1 {
                 trace.record(format!("{prefix}t5_embeds"), &prompt.embeds);
             }
             if let Some(recent) = &mut self.recent {
-                recent.prompts.put((text_prompt.to_string(), max_tokens), prompt.clone());
+                recent.prompts.put(key(text_prompt), prompt.clone());
             }
             encoded.push(prompt);
         }
@@ -255,19 +278,26 @@ impl Flux1 {
     }
 
     /// The embeddings of these prompts, if those of all are still there.
-    fn recent_prompts(&mut self, prompts: &[(&str, &str)], max_tokens: usize) -> Option<Vec<Prompt>> {
+    fn recent_prompts(
+        &mut self,
+        prompts: &[(&str, &str)],
+        key: impl Fn(&str) -> (String, usize, Encoders),
+    ) -> Option<Vec<Prompt>> {
         let recent = &mut self.recent.as_mut()?.prompts;
-        prompts.iter().map(|(_, text)| recent.get(&(text.to_string(), max_tokens)).cloned()).collect()
+        prompts.iter().map(|(_, text)| recent.get(&key(text)).cloned()).collect()
     }
 
     fn load_text_encoders(&self, memory: &MemoryPlan, observer: &mut dyn Observer) -> Result<TextEncoders> {
-        let clip_weights = self.weights(Component::Clip, observer)?;
-        let t5_weights = self.weights(Component::T5, observer)?;
+        let place = self.places.at(memory.encoders);
+        let clip_weights = self.weights_at(place, Component::Clip, observer)?;
+        let t5_weights = self.weights_at(place, Component::T5, observer)?;
         let bytes = clip_weights.store().total_bytes() + t5_weights.store().total_bytes();
         proceed(observer.on(Event::Loading { stage: Stage::TextEncoders, bytes }))?;
         let clip_config = config(&self.files, Component::Clip, ClipConfig::of, ClipConfig::check)?;
         let t5_config = config(&self.files, Component::T5, T5Config::of, T5Config::check)?;
         Ok(TextEncoders {
+            place: memory.encoders,
+            resident: memory.text,
             clip_tokenizer: ClipTokenizer::open(&self.files.clip_tokenizer)?,
             t5_tokenizer: T5Tokenizer::open(&self.files.t5_tokenizer)?,
             clip: ClipEncoder::load(&clip_weights, &clip_config)?,
@@ -299,7 +329,7 @@ impl Flux1 {
             }
         };
         proceed(observer.on(Event::Computing { stage: Stage::VaeEncoder }))?;
-        let encoder = encoder.with_tiling(memory.encode.unwrap_or(memory.decode).tiling(&self.device));
+        let encoder = encoder.with_tiling(memory.encode.unwrap_or(memory.decode).tiling(self.device()));
         let latents = encoder.encode(pixels)?;
         debug!(pixels = ?pixels.dims(), latents = ?latents.dims(), "reference image encoded");
         self.vae_encoder = self.keep_loaded.then_some(encoder);
@@ -320,7 +350,7 @@ impl Flux1 {
                 VaeDecoder::load(&weights, &self.vae_config)?
             }
         };
-        Ok(decoder.with_tiling(memory.decode.tiling(&self.device)))
+        Ok(decoder.with_tiling(memory.decode.tiling(self.device())))
     }
 
     /// Takes the decoder back after the last image.
@@ -381,13 +411,17 @@ impl Flux1 {
     }
 
     fn weights(&self, component: Component, observer: &dyn Observer) -> Result<Weights> {
-        let weights = self.files.weights(component, self.precision.dtype(), &self.device)?.with_kernels(self.kernels);
+        self.weights_at(&self.places.on_device, component, observer)
+    }
+
+    fn weights_at(&self, place: &Place, component: Component, observer: &dyn Observer) -> Result<Weights> {
+        let weights = self.files.weights(component, place.dtype, &place.device)?.with_kernels(place.kernels);
         let weights = match self.loras.of(component) {
             Some(adapters) => weights.with_adapters(adapters),
             None => weights,
         };
         let (file, bytes) = (weights.store().describe(), weights.store().total_bytes());
-        debug!(file, bytes, dtype = ?self.precision.dtype(), "{component} opened");
+        debug!(file, bytes, dtype = ?place.dtype, device = ?place.device.location(), "{component} opened");
         let weights = self.quantised(component, weights);
         Ok(match observer.cancel_flag() {
             Some(flag) => weights.with_cancel(flag),

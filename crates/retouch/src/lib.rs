@@ -41,7 +41,7 @@ pub use device::{DeviceChoice, Precision};
 pub use engine::{Engine, EngineOptions, KeepLoaded};
 pub use error::{Error, Result};
 pub use loras::{Lora, StoredLora};
-pub use memory::MemoryPlan;
+pub use memory::{Encoders, MemoryPlan};
 pub use profile::{Profile, StageProfile};
 pub use request::{
     AspectRatio, Control, EditRequest, EditResult, EditedImage, Event, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_STEPS,

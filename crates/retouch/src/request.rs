@@ -178,6 +178,9 @@ pub struct Parameters {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
     pub device: String,
+    /// `cpu` where the text encoders were put there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoders: Option<String>,
     /// The version of retouch.
     pub version: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -192,6 +192,7 @@ mod tests {
             dtype: "f32".to_string(),
             quantize: None,
             device: "cpu".to_string(),
+            encoders: None,
             version: "0.1.0".to_string(),
             loras: vec![StoredLora {
                 file: "~/loras/stil:ø.safetensors".to_string(),

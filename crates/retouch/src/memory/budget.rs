@@ -1,8 +1,8 @@
 //! How much memory there is.
 
-use std::fmt;
 #[cfg(target_os = "linux")]
 use std::fs;
+use std::{fmt, num::NonZeroUsize, thread};
 
 use candle_core::Device;
 
@@ -36,7 +36,7 @@ impl fmt::Display for DeviceKind {
     }
 }
 
-/// The memory that an edit may take, in bytes.
+/// The memory that an edit may take, in bytes, and what there is beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     pub kind: DeviceKind,
@@ -46,6 +46,8 @@ pub struct Budget {
     pub host: u64,
     /// Whether the device's is what somebody said, and not what is free.
     pub is_limit: bool,
+    /// Of the CPU.
+    pub cores: usize,
 }
 
 impl Budget {
@@ -54,8 +56,13 @@ impl Budget {
     pub fn of(device: &Device, limit: Option<u64>) -> Self {
         let usable = |free: Option<u64>| free.map_or(u64::MAX, |free| free / 20 * 19);
         let (host, free) = (usable(free_of_host()), usable(free_of(device)));
-        Self { kind: DeviceKind::of(device), device: limit.unwrap_or(free), host, is_limit: limit.is_some() }
+        let (kind, device) = (DeviceKind::of(device), limit.unwrap_or(free));
+        Self { kind, device, host, is_limit: limit.is_some(), cores: cores() }
     }
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 /// Bytes that are free on a device now, where that is known.
@@ -81,7 +88,8 @@ impl Budget {
         match (choice.open(), limit) {
             (Ok((device, _)), limit) => Ok(Self::of(&device, limit)),
             (Err(_), Some(limit)) => {
-                Ok(Self { kind, device: limit, host: free_of_host().unwrap_or(u64::MAX), is_limit: true })
+                let host = free_of_host().unwrap_or(u64::MAX);
+                Ok(Self { kind, device: limit, host, is_limit: true, cores: cores() })
             }
             (Err(_), None) => Err(Error::BadRequest(format!(
                 "there is no {kind} device here; say by --vram-limit how much memory it has, e.g. --vram-limit 8G"

@@ -9,9 +9,9 @@ use retouch_text_encoder::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 use retouch_vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use retouch_weights::{Component, Counted, Linear, LoraBytes, Weights, convert::Target};
 
-use super::{DeviceKind, Work};
+use super::{ByPlace, DeviceKind, Work};
 use crate::{
-    ModelSource, OutputSize, Precision, Result,
+    KeepLoaded, ModelSource, OutputSize, Precision, Result,
     sizes::SizeRules,
     source::{ModelFiles, config},
 };
@@ -25,8 +25,7 @@ pub struct ModelMemory {
     pub(super) dtype: DType,
     /// Whether the transformer's blocks multiply 8-bit floats.
     pub(super) fp8: bool,
-    pub(super) clip: u64,
-    pub(super) t5_layers: LayerBytes,
+    pub(super) text: ByPlace<TextBytes>,
     pub(super) transformer: LayerBytes,
     /// The largest of the layers of which one at a time is there before the steps.
     pub(super) modulation: u64,
@@ -54,6 +53,13 @@ impl Configs {
     }
 }
 
+/// The text encoders, in the dtype that they compute in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TextBytes {
+    pub clip: u64,
+    pub t5: LayerBytes,
+}
+
 /// A part whose layers need not all be in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LayerBytes {
@@ -79,11 +85,16 @@ impl LayerBytes {
         Self { fixed, layers: layers.into_values().collect() }
     }
 
+    /// With the first `resident` layers.
+    pub fn resident(&self, resident: usize) -> u64 {
+        self.fixed + self.layers.iter().take(resident).sum::<u64>()
+    }
+
     /// With the first `resident` layers, and the two that are there while the others are read.
     pub fn with(&self, resident: usize) -> u64 {
-        let (kept, others) = self.layers.split_at(resident.min(self.layers.len()));
+        let others = self.layers.get(resident..).unwrap_or_default();
         let ahead = others.windows(2).map(|two| two[0] + two[1]).max().or(others.first().copied());
-        self.fixed + kept.iter().sum::<u64>() + ahead.unwrap_or(0)
+        self.resident(resident) + ahead.unwrap_or(0)
     }
 
     /// What is read at each pass.
@@ -145,9 +156,10 @@ impl ModelMemory {
             text_tokens: defaults.max_sequence_length,
             steps: defaults.steps,
             step_cache: false,
-            text_loras: LoraBytes::default(),
+            text_loras: ByPlace::default(),
             transformer_loras: LoraBytes::default(),
-            keep_loaded: false,
+            keep_loaded: KeepLoaded::No,
+            encoders: None,
         })
     }
 
@@ -163,10 +175,16 @@ impl ModelMemory {
             _ => sum(transformer.count(|w| Linear::load(&w.pp("double_blocks.0.img_mod.lin"), hidden, 6 * hidden))?),
         };
         let autoencoder = weights(Component::Vae)?;
-        let t5_counted = weights(Component::T5)?.count(|w| T5Encoder::load(w, &t5))?;
+        let (clip_weights, t5_weights) = (weights(Component::Clip)?, weights(Component::T5)?);
+        let text = |dtype| -> Result<TextBytes> {
+            let t5 = t5_weights.with_dtype(dtype).count(|w| T5Encoder::load(w, &t5))?;
+            Ok(TextBytes {
+                clip: sum(clip_weights.with_dtype(dtype).count(|w| ClipEncoder::load(w, &clip))?),
+                t5: LayerBytes::group(&t5, &["encoder.block."]),
+            })
+        };
         Ok(Self {
-            clip: sum(weights(Component::Clip)?.count(|w| ClipEncoder::load(w, &clip))?),
-            t5_layers: LayerBytes::group(&t5_counted, &["encoder.block."]),
+            text: ByPlace { on_device: text(precision.dtype())?, on_cpu: text(DType::F32)? },
             transformer: LayerBytes::group(
                 &transformer.count(|w| FluxTransformer::load(w, &flux))?,
                 &["double_blocks.", "single_blocks."],

@@ -63,7 +63,7 @@ mod tests {
     use retouch_weights::LoraBytes;
 
     use super::*;
-    use crate::{ModelSource, Precision};
+    use crate::{KeepLoaded, ModelSource, Precision, memory::ByPlace};
 
     fn transfer(storage: &str, side: usize, resident: usize, host: u64) -> Option<Transfer> {
         let source = ModelSource { base: Some("black-forest-labs/FLUX.1-Kontext-dev".into()), ..Default::default() };
@@ -76,9 +76,10 @@ mod tests {
             text_tokens: 512,
             steps: 28,
             step_cache: false,
-            text_loras: LoraBytes::default(),
+            text_loras: ByPlace::default(),
             transformer_loras: LoraBytes::default(),
-            keep_loaded: false,
+            keep_loaded: KeepLoaded::No,
+            encoders: None,
         };
         Transfer::of(&model, &work, resident, host)
     }

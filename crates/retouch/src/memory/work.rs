@@ -4,8 +4,8 @@
 use retouch_vae::MIN_ROWS;
 use retouch_weights::LoraBytes;
 
-use super::{DeviceKind, ModelMemory};
-use crate::sizes::Size;
+use super::{ByPlace, DeviceKind, Encoders, ModelMemory};
+use crate::{KeepLoaded, sizes::Size};
 
 /// What decides how much memory an edit takes beside the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,10 +20,11 @@ pub struct Work {
     /// Whether a step cache keeps activations.
     pub step_cache: bool,
     /// What LoRAs take beside the text encoders and beside the transformer.
-    pub text_loras: LoraBytes,
+    pub text_loras: ByPlace<LoraBytes>,
     pub transformer_loras: LoraBytes,
-    /// Whether all parts of the model stay in memory after their stage.
-    pub keep_loaded: bool,
+    pub keep_loaded: KeepLoaded,
+    /// Where the text encoders have to be, if somebody said so.
+    pub encoders: Option<Encoders>,
 }
 
 /// Tokens that an MLP takes at a time where memory is short: enough for its products to be as fast as can be.
@@ -71,8 +72,12 @@ impl Work {
     }
 
     /// T5, one text: the scores' biases, and a block's attention or feed-forward.
-    pub(super) fn text(&self, model: &ModelMemory, kind: DeviceKind) -> u64 {
-        let (t5, tokens, e) = (&model.t5, self.text_tokens as u64, model.element());
+    pub(super) fn text(&self, model: &ModelMemory, kind: DeviceKind, place: Encoders) -> u64 {
+        let (kind, e) = match place {
+            Encoders::Device => (kind, model.element()),
+            Encoders::Cpu => (DeviceKind::Cpu, 4),
+        };
+        let (t5, tokens) = (&model.t5, self.text_tokens as u64);
         let (hidden, heads, inside) = (t5.d_model as u64, t5.num_heads as u64, t5.d_ff as u64);
         let inner = heads * t5.d_kv as u64;
         let scores = heads * tokens * tokens;

@@ -1,0 +1,518 @@
+//! The choice of the fastest way that fits.
+
+use super::{
+    Budget, DeviceKind, Encoders, MemoryPlan, ModelMemory, Pixels, Resident, StagePlan, Transfer, Work,
+    model::LayerBytes,
+    plan::Gigabytes,
+    work::{BAND_BYTES, Bands, MLP_TOKENS, Way},
+};
+use crate::{Error, KeepLoaded, Result, Stage};
+
+impl MemoryPlan {
+    /// The fastest way that stays within the budget.
+    ///
+    /// Each stage is planned for itself: in the order of speed, everything at once; then MLPs in runs of tokens and the VAE in
+    /// bands; then as many layers in memory as there is room for. Text encoders of which not even a few layers fit are on the CPU.
+    ///
+    /// Where all parts stay, the transformer does so as a whole, for it is read in each step; T5 is needed once for a prompt, and
+    /// blocks of it for which there is no room beside the others are read then, which takes a part of the time that the CPU needs.
+    /// That comes last, and it has to be faster than to read all parts again for each prompt.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where even the smallest does not fit.
+    pub fn fastest(model: &ModelMemory, work: &Work, budget: Budget) -> Result<Self> {
+        let planner = Planner { model, work, budget, carried: work.carried(model, budget.kind), kept: 0 };
+        let worth_it = |plan: &Self| {
+            plan.encoders == Encoders::Device
+                || work.encoders == Some(Encoders::Cpu)
+                || model.encodes_sooner_on_cpu(work, &budget)
+        };
+        match work.keep_loaded {
+            KeepLoaded::No => planner.by_stages(),
+            KeepLoaded::Yes => planner.together(),
+            KeepLoaded::WhereItFits => planner.together().ok().filter(worth_it).map_or_else(|| planner.by_stages(), Ok),
+        }
+    }
+}
+
+/// Where the text encoders are, and which layers of T5 stay there.
+#[derive(Clone, Copy)]
+struct TextWay {
+    place: Encoders,
+    resident: Resident,
+}
+
+#[derive(Clone, Copy)]
+struct Planner<'a> {
+    model: &'a ModelMemory,
+    work: &'a Work,
+    budget: Budget,
+    /// What goes from stage to stage.
+    carried: u64,
+    /// Parameters of all parts, where all stay.
+    kept: u64,
+}
+
+impl Planner<'_> {
+    /// A stage's parts at a time.
+    fn by_stages(&self) -> Result<MemoryPlan> {
+        if let Some(way) = self.text_ways().find(|&way| self.text(way).1) {
+            return self.plan(way, false);
+        }
+        let needed = self.text_ways().map(|way| self.text(way).0.peak).min().unwrap_or(0);
+        if self.text_ways().any(|way| self.is_on_device(way)) {
+            return Err(self.refusal("the text encoders need", needed, SMALLER_MODEL));
+        }
+        let (needed, host) = (Gigabytes(needed), Gigabytes(self.budget.host));
+        Err(Error::Memory(format!(
+            "the text encoders need at least {needed} of the computer's memory, of which {host} are free; {SMALLER_MODEL}, or \
+             --encoders device"
+        )))
+    }
+
+    /// All parts at once: what the others take is missing for a stage's own.
+    fn together(&self) -> Result<MemoryPlan> {
+        let others = self.model.transformer.with(usize::MAX)
+            + self.work.transformer_loras.resident
+            + self.vae_bytes(Way::Encode)
+            + self.vae_bytes(Way::Decode);
+        let kept = |way| others + if self.is_on_device(way) { self.text_stays(way) } else { 0 };
+        let fitting = self.text_ways().find_map(|way| {
+            let planner = Planner { kept: kept(way), ..*self };
+            let plan = planner.text(way).1.then(|| planner.plan(way, true).ok()).flatten()?;
+            plan.transformer.limit().is_none().then_some(plan)
+        });
+        fitting.ok_or_else(|| {
+            let kept = self.text_ways().map(kept).min().unwrap_or(0);
+            let needed = kept + self.carried + self.work.step(self.model, self.budget.kind, Some(MLP_TOKENS));
+            self.refusal("all parts together need", needed, "leave out --keep-loaded")
+        })
+    }
+
+    fn plan(&self, way: TextWay, keep_loaded: bool) -> Result<MemoryPlan> {
+        let (text_plan, _) = self.text(way);
+        let encode = self.work.reference.map(|size| self.pixels(Way::Encode, size)).transpose()?;
+        let (transformer, mlp_tokens, transformer_plan) = self.transformer()?;
+        let (decode, decode_plan) = self.pixels(Way::Decode, self.work.output)?;
+        let (encode, encode_plan) = encode.unzip();
+        let transfer = match self.budget.kind {
+            DeviceKind::Cuda => Transfer::of(self.model, self.work, transformer.layers, self.budget.host),
+            DeviceKind::Cpu | DeviceKind::Metal => None,
+        };
+        let stages = [Some(text_plan), encode_plan, Some(transformer_plan), Some(decode_plan)];
+        Ok(MemoryPlan {
+            budget: self.budget,
+            encoders: way.place,
+            text: way.resident,
+            transformer,
+            transfer,
+            mlp_tokens,
+            encode,
+            decode,
+            keep_loaded,
+            stages: stages.into_iter().flatten().collect(),
+        })
+    }
+
+    fn fits(&self, peak: u64) -> bool {
+        peak <= self.budget.device
+    }
+
+    /// The most layers for which a stage fits.
+    fn layers(&self, stage: &Beside<'_>) -> Option<Resident> {
+        let of = stage.part.layers.len();
+        let fitting = (1.min(of)..=of).rev().find(|&layers| self.fits(stage.peak(layers)));
+        fitting.map(|layers| Resident { layers, of })
+    }
+
+    /// Where the text encoders can be, and how many layers of T5 stay there, the fastest first.
+    fn text_ways(&self) -> impl Iterator<Item = TextWay> {
+        let places = match (self.work.encoders, self.budget.kind) {
+            (Some(place), _) => vec![place],
+            (None, DeviceKind::Cuda) => vec![Encoders::Device, Encoders::Cpu],
+            // On the CPU they are anyhow, and Metal's memory is the CPU's.
+            (None, DeviceKind::Cpu | DeviceKind::Metal) => vec![Encoders::Device],
+        };
+        let of = self.model.t5.num_layers;
+        let layers =
+            move |place| (1.min(of)..=of).rev().map(move |layers| TextWay { place, resident: Resident { layers, of } });
+        places.into_iter().flat_map(layers)
+    }
+
+    /// Whether the text encoders take the memory of the device that computes.
+    fn is_on_device(&self, way: TextWay) -> bool {
+        way.place == Encoders::Device || self.budget.kind == DeviceKind::Cpu
+    }
+
+    /// The text encoders' parameters that stay.
+    fn text_stays(&self, TextWay { place, resident }: TextWay) -> u64 {
+        let text = self.model.text.at(place);
+        text.clip + text.t5.resident(resident.layers) + self.work.text_loras.at(place).resident
+    }
+
+    /// The text encoders' stage, and whether it fits.
+    fn text(&self, way: TextWay) -> (StagePlan, bool) {
+        let (text, loras) = (self.model.text.at(way.place), self.work.text_loras.at(way.place));
+        let (device, room, carried, kept) = if self.is_on_device(way) {
+            let Budget { kind, device, .. } = self.budget;
+            (kind, device, self.carried, self.kept.saturating_sub(self.text_stays(way)))
+        } else {
+            (DeviceKind::Cpu, self.budget.host, 0, 0)
+        };
+        let stays = kept + text.clip + loras.resident;
+        let computing = self.work.text(self.model, self.budget.kind, way.place);
+        let beside = Beside { part: &text.t5, device, other: carried + stays, computing, merging: loras.merging };
+        let stage = beside.plan(Stage::TextEncoders, way.resident, stays);
+        let fits = stage.peak <= room;
+        (stage, fits)
+    }
+
+    fn transformer(&self) -> Result<(Resident, Option<usize>, StagePlan)> {
+        let (part, loras) = (&self.model.transformer, self.work.transformer_loras);
+        let stays = self.kept.saturating_sub(part.with(usize::MAX) + loras.resident) + loras.resident;
+        let beside = |mlp| {
+            let computing = self.work.step(self.model, self.budget.kind, mlp);
+            let (device, other) = (self.budget.kind, self.carried + stays);
+            Beside { part, device, other, computing, merging: loras.merging }
+        };
+        // The modulation's layers are there before the blocks are.
+        let before = self.carried + self.kept + self.model.modulation + loras.merging;
+        // Runs of tokens cost less than reading blocks does.
+        let (whole, runs) = (beside(None), beside(Some(MLP_TOKENS)));
+        let all = part.layers.len();
+        let (mlp, fitting) = match self.layers(&whole) {
+            Some(resident) if resident.layers == all => (None, Some(resident)),
+            // What runs do not lower is not done in runs.
+            _ if runs.computing >= whole.computing => (None, self.layers(&whole)),
+            _ => (Some(MLP_TOKENS), self.layers(&runs)),
+        };
+        let beside = beside(mlp);
+        match fitting {
+            Some(resident) if self.fits(before) => {
+                let mut stage = beside.plan(Stage::Transformer, resident, stays);
+                stage.peak = stage.peak.max(before);
+                Ok((resident, mlp, stage))
+            }
+            _ => Err(self.refusal("the transformer needs", beside.peak(1).max(before), SMALLER_IMAGE)),
+        }
+    }
+
+    fn vae_bytes(&self, way: Way) -> u64 {
+        let in_f32 = match way {
+            Way::Encode => self.model.vae_encoder,
+            Way::Decode => self.model.vae_decoder,
+        };
+        in_f32 / 4 * self.model.vae_element(self.budget.kind)
+    }
+
+    fn pixels(&self, way: Way, size: (usize, usize)) -> Result<(Pixels, StagePlan)> {
+        let (stage, who) = match way {
+            Way::Encode => (Stage::VaeEncoder, "reading the image needs"),
+            Way::Decode => (Stage::VaeDecoder, "making the pixels needs"),
+        };
+        let resident = self.kept.max(self.vae_bytes(way));
+        let (model, kind) = (self.model, self.budget.kind);
+        let mut ways = vec![(Pixels::Whole, self.work.pixels_whole(model, kind, way, size), 0)];
+        // The CPU has no other memory to put anything into.
+        let homes: &[bool] = if kind == DeviceKind::Cpu { &[false] } else { &[false, true] };
+        for (&on_host, bytes) in homes.iter().flat_map(|on_host| BAND_BYTES.map(|bytes| (on_host, bytes))) {
+            let bands = Bands { bytes, on_host };
+            let (device, host) = self.work.pixels_in_bands(model, kind, way, size, bands);
+            ways.push((Pixels::Bands(bands), device, host));
+        }
+        let plan = |peak: u64| StagePlan {
+            stage,
+            device: kind,
+            resident,
+            peak: self.carried + resident + peak,
+            read_per_pass: 0,
+        };
+        let fitting = ways.iter().find(|(_, device, host)| self.fits(plan(*device).peak) && *host <= self.budget.host);
+        match fitting {
+            Some(&(pixels, device, _)) => Ok((pixels, plan(device))),
+            None => {
+                let least = ways.iter().map(|(_, device, _)| *device).min().unwrap_or(0);
+                Err(self.refusal(who, plan(least).peak, SMALLER_IMAGE))
+            }
+        }
+    }
+
+    fn refusal(&self, who: &str, needed: u64, advice: &str) -> Error {
+        let Budget { kind, device, is_limit, .. } = self.budget;
+        let (needed, device) = (Gigabytes(needed), Gigabytes(device));
+        let there = if is_limit {
+            format!("--vram-limit allows {device}; raise it, or {advice}")
+        } else {
+            format!("{device} are free; {advice}, or say by --vram-limit that there is more")
+        };
+        Error::Memory(format!("{who} at least {needed} of {kind} memory, and {there}"))
+    }
+}
+
+/// A part of layers in its stage, and what else takes memory then.
+struct Beside<'a> {
+    part: &'a LayerBytes,
+    device: DeviceKind,
+    /// What is there all the time.
+    other: u64,
+    computing: u64,
+    /// By LoRAs, while a layer is read.
+    merging: u64,
+}
+
+impl Beside<'_> {
+    /// With that many layers in memory.
+    fn peak(&self, layers: usize) -> u64 {
+        // Where all layers are read before the computation, or, as for CUDA, made on the host, the two are not there together.
+        let apart = layers >= self.part.layers.len() || self.device == DeviceKind::Cuda;
+        let work = if apart { self.computing.max(self.merging) } else { self.computing + self.merging };
+        self.other + self.part.with(layers) + work
+    }
+
+    /// `stays` are the parameters that are there beside the part's.
+    fn plan(&self, stage: Stage, Resident { layers, .. }: Resident, stays: u64) -> StagePlan {
+        StagePlan {
+            stage,
+            device: self.device,
+            resident: stays + self.part.resident(layers),
+            peak: self.peak(layers),
+            read_per_pass: self.part.read(layers),
+        }
+    }
+}
+
+const SMALLER_MODEL: &str = "use text encoders in fewer bits";
+const SMALLER_IMAGE: &str =
+    "make the result smaller (--width, --height) or the reference (--reference-size), or use a model in fewer bits";
+
+#[cfg(test)]
+mod tests {
+    use retouch_weights::LoraBytes;
+
+    use super::*;
+    use crate::{ModelSource, Precision, memory::ByPlace};
+
+    const GB: u64 = 1_000_000_000;
+
+    fn model(storage: &str) -> ModelMemory {
+        let source = ModelSource { base: Some("black-forest-labs/FLUX.1-Kontext-dev".into()), ..Default::default() };
+        // Not what a user may have downloaded: types and shapes alone.
+        ModelMemory::find(&source, Some(storage.parse().unwrap()), Precision::Bf16).unwrap().0
+    }
+
+    fn work(side: usize) -> Work {
+        Work {
+            output: (side, side),
+            reference: Some((side, side)),
+            images: 1,
+            prompts: 1,
+            text_tokens: 512,
+            steps: 28,
+            step_cache: false,
+            text_loras: ByPlace::default(),
+            transformer_loras: LoraBytes::default(),
+            keep_loaded: KeepLoaded::No,
+            encoders: None,
+        }
+    }
+
+    fn budget(device: u64) -> Budget {
+        Budget { kind: DeviceKind::Cuda, device, host: 64 * GB, is_limit: true, cores: 16 }
+    }
+
+    fn plan(storage: &str, side: usize, gigabytes: u64) -> MemoryPlan {
+        let plan = MemoryPlan::fastest(&model(storage), &work(side), budget(gigabytes * GB)).unwrap();
+        assert!(plan.peak() <= gigabytes * GB, "{plan}");
+        plan
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_published_model() {
+        let model = model("bf16");
+        // 11.90 billion less the modulation's 3.25 billion; two bytes each.
+        let transformer = model.transformer.with(usize::MAX) as f64;
+        assert!((transformer / 17.3e9 - 1.0).abs() < 0.005, "{transformer}");
+        assert_eq!(model.transformer.layers.len(), 57);
+        assert_eq!(model.text.on_device.t5.layers.len(), 24);
+        let t5 = model.text.on_device.t5.with(usize::MAX) as f64;
+        assert!((t5 / 9.52e9 - 1.0).abs() < 0.005, "{t5}");
+        // 34.3 and 49.5 million in f32, of which the million of the attention stay in 16 bits.
+        assert!((model.vae_encoder as f64 / 137.1e6 - 1.0).abs() < 0.02, "{}", model.vae_encoder);
+        assert!((model.vae_decoder as f64 / 198.2e6 - 1.0).abs() < 0.02, "{}", model.vae_decoder);
+    }
+
+    #[test]
+    fn the_common_cards_get_the_fastest_that_fits_them() {
+        let transformer = |storage, gigabytes| plan(storage, 1024, gigabytes).transformer.limit();
+        assert_eq!(transformer("bf16", 24), None, "all of 16 bits on 24 GB");
+        assert_eq!(transformer("q8_0", 16), None, "8 bits on 16 GB");
+        assert!(transformer("bf16", 16).is_some_and(|layers| layers > 30), "most of 16 bits on 16 GB");
+        assert_eq!(transformer("q8_0", 12), None, "8 bits on 12 GB");
+        assert_eq!(transformer("q4_k", 8), None, "4 bits on 8 GB");
+        assert!(transformer("q8_0", 8).is_some_and(|layers| layers >= 20), "8 bits on 8 GB, some of it read");
+        for storage in ["q4_k", "q8_0", "bf16"] {
+            let plan = plan(storage, 1024, 6);
+            assert!(storage == "q4_k" || plan.transformer.limit().is_some(), "{plan}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_at_a_step_is_what_does_not_stay() {
+        let (all, some) = (plan("bf16", 1024, 24), plan("bf16", 1024, 12));
+        assert_eq!(all.stages[2].read_per_pass, 0);
+        let blocks: u64 = model("bf16").transformer.layers.iter().sum();
+        let StagePlan { resident, read_per_pass, .. } = some.stages[2];
+        assert_eq!(resident + read_per_pass, blocks + model("bf16").transformer.fixed);
+        assert_eq!(some.transfer.map(|transfer| transfer.bytes), Some(read_per_pass));
+        assert_eq!(all.transfer, None);
+    }
+
+    #[test]
+    fn less_memory_never_makes_a_plan_that_takes_more() {
+        for storage in ["bf16", "q8_0", "q4_0"] {
+            let (model, mut peak) = (model(storage), u64::MAX);
+            for tenths in (30..=300).rev() {
+                let Ok(plan) = MemoryPlan::fastest(&model, &work(1024), budget(tenths * GB / 10)) else {
+                    break;
+                };
+                assert!(plan.peak() <= (tenths * GB / 10).min(peak), "{tenths}: {plan}");
+                peak = plan.peak();
+            }
+            assert!(peak < 6 * GB, "{storage} needs {peak}");
+        }
+    }
+
+    #[test]
+    fn large_images_are_made_in_bands_and_in_the_end_on_the_host() {
+        assert_eq!(plan("q8_0", 1024, 24).decode, Pixels::Whole);
+        assert!(matches!(plan("q8_0", 2048, 8).decode, Pixels::Bands(Bands { on_host: false, .. })));
+        let small = Budget { kind: DeviceKind::Cuda, device: 3 * GB, host: 64 * GB, is_limit: true, cores: 16 };
+        let model = model("q4_0");
+        let work = work(2048);
+        let planner = Planner { model: &model, work: &work, budget: small, carried: 0, kept: 0 };
+        let (pixels, stage) = planner.pixels(Way::Decode, (2048, 2048)).unwrap();
+        assert!(matches!(pixels, Pixels::Bands(Bands { on_host: true, .. })));
+        assert!(stage.peak <= 3 * GB);
+        // A full host does not take them.
+        assert!(Planner { budget: Budget { host: GB, ..small }, ..planner }.pixels(Way::Decode, (2048, 2048)).is_err());
+    }
+
+    #[test]
+    fn loras_take_room_beside_their_part() {
+        let (model, free) = (model("q8_0"), budget(24 * GB));
+        let peaks = |text_loras, transformer_loras, device| {
+            let text_loras = ByPlace { on_device: text_loras, on_cpu: text_loras };
+            let work = Work { text_loras, transformer_loras, ..work(1024) };
+            let plan = MemoryPlan::fastest(&model, &work, Budget { device, ..free }).unwrap();
+            (plan.stages.iter().map(|stage| stage.peak).collect::<Vec<_>>(), plan)
+        };
+        let (none, added) = (LoraBytes::default(), LoraBytes { resident: GB, merging: 0 });
+        let plain = peaks(none, none, free.device).0;
+        let [text, encode, steps, decode] = plain[..] else { panic!("{plain:?}") };
+        assert_eq!(peaks(none, added, free.device).0, [text, encode, steps + GB, decode]);
+        assert_eq!(peaks(added, none, free.device).0, [text + GB, encode, steps, decode]);
+        // Merged while the layers are read, when nothing is computed yet.
+        let merged = LoraBytes { resident: 0, merging: GB / 1000 };
+        assert_eq!(peaks(none, merged, free.device).0, plain);
+        // Layers that are read at each step merge beside the computation, and make room for what LoRAs take.
+        let (_, tight) = peaks(none, none, 8 * GB);
+        let (_, with) = peaks(none, added, 8 * GB);
+        assert!(with.transformer.layers < tight.transformer.layers && with.peak() <= 8 * GB, "{with}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_what_was_needed_and_what_helps() {
+        let refused = |work: Work, budget| match MemoryPlan::fastest(&model("bf16"), &work, budget) {
+            Err(Error::Memory(sentence)) => sentence,
+            other => panic!("{other:?}"),
+        };
+        let sentence = refused(work(1024), budget(GB));
+        assert!(sentence.contains("--vram-limit allows 1.0 GB; raise it"), "{sentence}");
+        let free = Budget { is_limit: false, ..budget(3 * GB) };
+        let sentence = refused(work(2048), free);
+        assert!(sentence.contains("3.0 GB are free") && sentence.contains("--width"), "{sentence}");
+        let kept = Work { keep_loaded: KeepLoaded::Yes, ..work(1024) };
+        let sentence = refused(kept, budget(16 * GB));
+        assert!(sentence.contains("leave out --keep-loaded"), "{sentence}");
+        let on_cpu = Work { encoders: Some(Encoders::Cpu), ..work(1024) };
+        let sentence = refused(on_cpu, Budget { host: GB, ..budget(24 * GB) });
+        assert!(
+            sentence.contains("1.0 GB are free; use text encoders in fewer bits, or --encoders device"),
+            "{sentence}"
+        );
+    }
+
+    #[test]
+    fn a_whole_model_is_kept_where_there_is_room() {
+        let work = Work { keep_loaded: KeepLoaded::Yes, ..work(1024) };
+        let plan = MemoryPlan::fastest(&model("bf16"), &work, budget(48 * GB)).unwrap();
+        assert!(plan.keep_loaded && plan.transformer.limit().is_none() && plan.peak() > 27 * GB, "{plan}");
+        assert_eq!((plan.encoders, plan.text.limit()), (Encoders::Device, None));
+    }
+
+    #[test]
+    fn a_kept_transformer_has_blocks_of_t5_beside_it_and_then_the_encoders_on_the_cpu() {
+        let kept = |gigabytes: f64| {
+            let work = Work { keep_loaded: KeepLoaded::Yes, ..work(1024) };
+            let budget = budget((gigabytes * 1e9) as u64);
+            let plan = MemoryPlan::fastest(&model("bf16"), &work, budget).unwrap();
+            assert!(plan.keep_loaded && plan.transformer.limit().is_none() && plan.peak() <= budget.device, "{plan}");
+            plan
+        };
+        let on_device = kept(24.0);
+        assert_eq!(on_device.encoders, Encoders::Device);
+        assert!(on_device.text.limit().is_some_and(|layers| layers >= 8), "{on_device}");
+        let read = on_device.stages[0].read_per_pass;
+        assert!(read > 0 && read < 7 * GB, "a part of T5's 9.5 GB for each prompt: {read}");
+        let on_cpu = kept(19.0);
+        assert_eq!((on_cpu.encoders, on_cpu.text.limit()), (Encoders::Cpu, None));
+        assert_eq!(on_cpu.stages[0].device, DeviceKind::Cpu);
+    }
+
+    #[test]
+    fn where_it_fits_the_cpu_encodes_if_that_is_sooner_than_reading_all_parts_again() {
+        let work = Work { keep_loaded: KeepLoaded::WhereItFits, ..work(1024) };
+        let kept = |host, cores| {
+            let budget = Budget { host: host * GB, cores, ..budget(19 * GB) };
+            MemoryPlan::fastest(&model("bf16"), &work, budget).unwrap().keep_loaded
+        };
+        // 27 GB of files that stay in memory, or do not; 5 s of 16 cores, 40 s of 2.
+        assert_eq!([kept(64, 16), kept(16, 16), kept(16, 2)], [false, true, false]);
+        let asked = Work { encoders: Some(Encoders::Cpu), ..work };
+        assert!(MemoryPlan::fastest(&model("bf16"), &asked, budget(19 * GB)).unwrap().keep_loaded);
+    }
+
+    #[test]
+    fn encoders_are_on_the_cpu_where_asked_for_or_where_not_even_a_few_layers_fit() {
+        let (model, asked) = (model("bf16"), Work { encoders: Some(Encoders::Cpu), ..work(1024) });
+        let plan = MemoryPlan::fastest(&model, &asked, budget(24 * GB)).unwrap();
+        let StagePlan { device, resident, peak, .. } = plan.stages[0];
+        assert_eq!((plan.encoders, device, plan.text.limit()), (Encoders::Cpu, DeviceKind::Cpu, None));
+        // In bf16 as their files have them, whatever the arithmetic; the norms and CLIP's embeddings in f32.
+        assert!((9_700 * GB / 1000..10 * GB).contains(&resident) && peak < resident + GB, "{resident} {peak}");
+        assert_eq!(plan.peak(), plan.stages[2].peak);
+        // A host without room for them reads layers for each prompt.
+        let small = Budget { host: 5 * GB, ..budget(24 * GB) };
+        let plan = MemoryPlan::fastest(&model, &asked, small).unwrap();
+        assert!(plan.text.limit().is_some() && plan.stages[0].peak <= 5 * GB, "{plan}");
+
+        let small = |encoders| MemoryPlan::fastest(&model, &Work { encoders, ..work(256) }, budget(2 * GB));
+        let plan = small(None).unwrap();
+        assert!(plan.encoders == Encoders::Cpu && plan.peak() <= 2 * GB, "{plan}");
+        assert!(small(Some(Encoders::Device)).is_err());
+    }
+
+    #[test]
+    fn on_a_cpu_the_encoders_take_its_memory_wherever_they_are() {
+        let cpu = Budget { kind: DeviceKind::Cpu, ..budget(64 * GB) };
+        let text = |encoders| {
+            let work = Work { encoders, ..work(512) };
+            MemoryPlan::fastest(&model("q8_0"), &work, cpu).unwrap().stages.remove(0)
+        };
+        assert_eq!(text(None), text(Some(Encoders::Device)));
+        let on_cpu = text(Some(Encoders::Cpu));
+        assert!(on_cpu.peak > text(None).peak, "f32 takes more than bf16");
+        let asked = Work { encoders: Some(Encoders::Cpu), ..work(512) };
+        assert!(MemoryPlan::fastest(&model("q8_0"), &asked, Budget { device: GB, ..cpu }).is_err());
+    }
+}
