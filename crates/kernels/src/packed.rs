@@ -87,7 +87,7 @@ impl Packed {
         Self::stack(parts)
     }
 
-    /// The rows of these numbers (a list of integers) in `dtype`: `[numbers, columns]`.
+    /// The rows of these numbers (a list of u32) in `dtype`: `[numbers, columns]`.
     pub fn select(&self, numbers: &Tensor, dtype: DType) -> Result<Tensor> {
         match self.parts.as_slice() {
             [Part::Blocks { blocks, rows: Range { start: 0, .. } }] => blocks.embedding(numbers)?.to_dtype(dtype),
@@ -95,7 +95,12 @@ impl Packed {
                 Part::Fp8 { codes: codes.index_select(numbers, 0)?, format: *format, scale: *scale }.dequantise(dtype)
             }
             [Part::Dense(tensor)] => tensor.index_select(numbers, 0)?.to_dtype(dtype),
-            _ => self.dequantise(dtype)?.index_select(numbers, 0),
+            // Each in its part.
+            _ => {
+                let numbers = numbers.to_vec1::<u32>()?.into_iter().map(|number| number as usize);
+                let rows = numbers.map(|number| self.narrow(number..number + 1)?.dequantise(dtype));
+                Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
+            }
         }
     }
 
@@ -200,7 +205,7 @@ mod tests {
             assert_eq!(sum(&found.ne(&expected).unwrap().to_dtype(DType::F32).unwrap()), 0.0, "{range:?}");
         }
         let numbers = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
-        for one in [0..5, 5..8, 8..12, 3..9] {
+        for one in [0..5, 5..8, 8..12, 3..9, 4..9] {
             let selected = packed.narrow(one.clone()).unwrap().select(&numbers, DType::F32).unwrap();
             let expected = expected.narrow(0, one.start, one.len()).unwrap().index_select(&numbers, 0).unwrap();
             assert_eq!(selected.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{one:?}");
