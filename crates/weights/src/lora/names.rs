@@ -220,7 +220,7 @@ pub fn other_model(modules: &[&str]) -> Option<&'static str> {
         ("double_stream_modulation", "FLUX.2"),
         ("ff_linear_in", "FLUX.2"),
         ("distilled_guidance_layer", "Chroma"),
-        ("img_attn_qkv", "HunyuanVideo"),
+        ("img_mlp_fc1", "HunyuanVideo"),
         ("img_mlp_net", "Qwen-Image"),
         ("joint_blocks", "Stable Diffusion 3"),
         ("te2_text_model", "Stable Diffusion XL"),
@@ -265,6 +265,7 @@ mod tests {
             ("single_blocks.6.processor.qkv_lora", of("single_blocks.6.linear1", Part::QueryKeyValue)),
         ] {
             assert_eq!(target(name), expected, "{name}");
+            assert_eq!(other_model(&[name]), None, "{name}");
         }
         let clip = Some((Component::Clip, "text_model.encoder.layers.11.mlp.fc1".to_string(), Part::All));
         for name in [
@@ -298,6 +299,7 @@ mod tests {
             assert_eq!(target(name), None, "{name}");
         }
         assert_eq!(other_model(&["transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj"]), Some("FLUX.2"));
+        assert_eq!(other_model(&["lora_unet_double_blocks_0_img_mlp_fc1"]), Some("HunyuanVideo"));
         assert_eq!(other_model(&["double_blocks.0.something_new"]), None);
     }
 
