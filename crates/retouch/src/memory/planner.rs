@@ -509,10 +509,13 @@ mod tests {
         let plan = MemoryPlan::fastest(&model, &asked, small).unwrap();
         assert!(plan.text.limit().is_some() && plan.stages[0].peak <= 5 * GB, "{plan}");
 
-        let small = |encoders| MemoryPlan::fastest(&model, &Work { encoders, ..work(256) }, budget(2 * GB));
-        let plan = small(None).unwrap();
-        assert!(plan.encoders == Encoders::Cpu && plan.peak() <= 2 * GB, "{plan}");
-        assert!(small(Some(Encoders::Device)).is_err());
+        let small = |encoders, megabytes| {
+            MemoryPlan::fastest(&model, &Work { encoders, ..work(256) }, budget(megabytes * GB / 1000))
+        };
+        let refused = (1000..3000).rev().find(|&megabytes| small(Some(Encoders::Device), megabytes).is_err()).unwrap();
+        let plan = small(None, refused).unwrap();
+        assert!(plan.encoders == Encoders::Cpu && plan.peak() <= refused * GB / 1000, "{plan}");
+        assert_eq!(small(None, refused + 1).unwrap().encoders, Encoders::Device);
     }
 
     #[test]

@@ -81,10 +81,11 @@ impl Work {
         let (hidden, heads, inside) = (t5.d_model as u64, t5.num_heads as u64, t5.d_ff as u64);
         let inner = heads * t5.d_kv as u64;
         let scores = heads * tokens * tokens;
-        // Made in f32, and copied to another dtype or device.
-        let bias = scores * if kind == DeviceKind::Cpu && e == 4 { 4 } else { 4 + e };
+        // Looked up by the numbers of buckets; the CPU widens it.
+        let bias = scores * if kind == DeviceKind::Cpu && e < 4 { 4 + e } else { e } + tokens * tokens * 4;
         let stream = 3 * tokens * hidden * 4;
-        let attention = tokens * (hidden + 5 * inner) * e + if kind == DeviceKind::Cpu { 0 } else { 3 * scores * e };
+        let fused = kind == DeviceKind::Cpu || (kind == DeviceKind::Cuda && e == 2 && t5.d_kv == 64);
+        let attention = tokens * (hidden + 5 * inner) * e + if fused { 0 } else { 3 * scores * e };
         let feed_forward = tokens * (2 * hidden + 3 * inside) * e;
         let widened = widened(model, kind, [(t5.d_ff, t5.d_model), (t5.d_model, t5.d_ff)]);
         bias + stream + attention.max(feed_forward) + widened
