@@ -28,7 +28,8 @@ def read_gguf(path):
     """(name, shape, a function that makes f32 of its values, type, the bytes or None) of every tensor."""
     reader = gguf.GGUFReader(path)
     for key in ("general.architecture", "general.file_type", "general.quantization_version"):
-        print(f"{key}: {reader.get_field(key).contents()}")
+        field = reader.get_field(key)   # stable-diffusion.cpp writes none
+        print(f"{key}: {field.contents() if field else None}")
     for tensor in reader.tensors:
         shape = tuple(int(size) for size in reversed(tensor.shape))
         values = lambda: gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape).astype(np.float32)

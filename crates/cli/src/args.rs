@@ -112,7 +112,7 @@ Examples:
   retouch convert FLUX.1-Kontext-dev/text_encoder_2 -o t5xxl-q8_0.gguf --type q8_0
   retouch convert flux1-kontext-dev.safetensors -o mixed.gguf --type q4_k --keep single_blocks.*.linear2
 
-GGUF files are laid out as those of ComfyUI-GGUF are; no other program has been tried on them yet. Norms, biases and the
+GGUF files are laid out as those of ComfyUI-GGUF are; stable-diffusion.cpp reads them, too. Norms, biases and the
 layers at the transformer's ends stay as they are; what has been quantised before cannot get better.";
 
 #[derive(Debug, Args)]
