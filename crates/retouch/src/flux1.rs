@@ -236,6 +236,9 @@ impl Flux1 {
         observer: &mut dyn Observer,
         trace: &mut Option<Trace>,
     ) -> Result<Vec<Prompt>> {
+        // Those that keep fewer blocks than there is room for serve as well.
+        let fit = |text: &TextEncoders| text.place == memory.encoders && text.resident.layers <= memory.text.layers;
+        self.text = self.text.take().filter(fit);
         let key = |text: &str| (text.to_string(), max_tokens, memory.encoders);
         if let Some(known) = self.recent_prompts(prompts, key).filter(|_| trace.is_none()) {
             for prompt in &known {
@@ -243,8 +246,7 @@ impl Flux1 {
             }
             return Ok(known);
         }
-        let planned = |text: &TextEncoders| (text.place, text.resident) == (memory.encoders, memory.text);
-        let text = match self.text.take().filter(planned) {
+        let text = match self.text.take() {
             Some(text) => text,
             None => self.load_text_encoders(memory, observer)?,
         };
