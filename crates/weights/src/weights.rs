@@ -44,6 +44,8 @@ pub struct Weights {
     feed: Option<Arc<dyn Feed>>,
     /// Of the layer that is read, where it does not stay on the device.
     sender: Option<Sender>,
+    /// Whether what is read is in the host's memory on its way to a device.
+    to_be_sent: bool,
 }
 
 impl Weights {
@@ -63,6 +65,7 @@ impl Weights {
             tally: None,
             feed: None,
             sender: None,
+            to_be_sent: false,
         }
     }
 
@@ -116,10 +119,15 @@ impl Weights {
         Self { sender: Some(sender), ..self.clone() }
     }
 
-    /// The same parameters in the host's memory.
+    /// The same parameters in the host's memory, to be sent to the device.
     pub(crate) fn on_host(&self) -> Self {
         let kernels = retouch_kernels::for_device(&Device::Cpu);
-        Self { device: Device::Cpu, kernels, sender: None, ..self.clone() }
+        Self { device: Device::Cpu, kernels, sender: None, to_be_sent: true, ..self.clone() }
+    }
+
+    /// Whether the CPU computes with what is read.
+    pub(crate) fn stays_on_cpu(&self) -> bool {
+        self.device.is_cpu() && !self.to_be_sent
     }
 
     pub(crate) fn with_tally(&self, tally: Arc<Tally>) -> Self {

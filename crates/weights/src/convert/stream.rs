@@ -58,7 +58,7 @@ pub(crate) fn quantised(weights: &Weights, name: &str, shape: (usize, usize), ta
         (Target::Fp8Scaled, Encoding::Fp8(format)) => scale_for(weights, name, &[rows, columns], *format)?,
         _ => 1.0,
     };
-    let part_rows = if weights.device().is_cpu() { PART_ROWS } else { rows.max(1) };
+    let part_rows = if weights.stays_on_cpu() { PART_ROWS } else { rows.max(1) };
     let mut parts = Vec::with_capacity(rows.div_ceil(part_rows));
     for first in (0..rows).step_by(part_rows) {
         let range = first..rows.min(first + part_rows);
