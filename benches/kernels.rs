@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench kernels`. Operations that are limited by arithmetic report floating-point operations per second
 //! ("elem"), the others bytes per second, counted as each input read once and each result written once. In bf16 on CUDA, in f32
-//! on the CPU.
+//! on the CPU; on CUDA also what cuDNN computes beside our own kernels.
 
 use candle_core::{DType, Device, Result, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -108,5 +108,48 @@ fn vae(c: &mut Criterion) {
     });
 }
 
-criterion_group!(kernels, transformer, text, vae);
+/// What cuDNN may compute beside our own, at the sizes of 1024x1024 without and with a reference.
+#[cfg(feature = "cuda")]
+fn cudnn(c: &mut Criterion) {
+    use retouch_kernels::cuda::{Use, cudnn_status, with_cudnn};
+
+    let Device::Cuda(gpu) = device() else { return };
+    let beside = |c: &mut Criterion, name: &str, work: usize, operation: &dyn Fn(&dyn Kernels) -> Result<Tensor>| {
+        let mut group = c.benchmark_group(name);
+        group.sample_size(10).throughput(flop(work));
+        for (label, when) in [("cudnn", Use::Always), ("own", Use::Never)] {
+            let kernels = with_cudnn(&gpu, when);
+            let run = || {
+                let y = operation(kernels).unwrap();
+                y.device().synchronize().unwrap();
+                y
+            };
+            run(); // makes the plan, and compares its result
+            group.bench_function(label, |b| b.iter(run));
+        }
+    };
+    let (heads, head_dim) = (24, 128);
+    for tokens in [4608, 8704] {
+        let qkv = random((1, tokens, 3, heads, head_dim));
+        let part = |i: usize| qkv.narrow(2, i, 1)?.squeeze(2);
+        let work = 4 * heads * tokens * tokens * head_dim;
+        beside(c, &format!("attention_bf16/{tokens}"), work, &|k| {
+            k.attention(&part(0)?, &part(1)?, &part(2)?, None, (head_dim as f64).powf(-0.5))
+        });
+    }
+    for (channels, side) in [(512, 128), (512, 256), (256, 512), (128, 1024)] {
+        let x = random((1, channels, side, side));
+        let (weight, bias) = (random((channels, channels, 3, 3)), random(channels));
+        let work = 2 * 9 * channels * channels * side * side;
+        beside(c, &format!("conv2d_bf16/{channels}_{side}"), work, &|k| {
+            k.conv2d(&x, &weight, &bias, None, Window::Same)
+        });
+    }
+    println!("cuDNN: {}", cudnn_status(&gpu, Use::Always));
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cudnn(_: &mut Criterion) {}
+
+criterion_group!(kernels, transformer, text, vae, cudnn);
 criterion_main!(kernels);

@@ -3,7 +3,7 @@
 # on a machine without a GPU, a driver or an installed toolkit, and to run the result on one with a driver.
 #
 # usage: cuda-home.sh [--cudnn] [FOLDER]     (default: target/cuda-home), then  . FOLDER/env.sh
-#   --cudnn   cuDNN's headers and the library to link with, too (its engines, which run things, are not copied)
+#   --cudnn   cuDNN, too, which the program uses where its loader finds it, and its headers (0.4 GB of download, 0.5 GB of disk)
 #
 # Needs Linux on x86-64, python3 with pip, and gcc/g++. A minute, 0.7 GB of download, 1.2 GB of disk (3 GB meanwhile).
 # A finished folder is left as it is; one from other versions is replaced.
@@ -76,7 +76,7 @@ cd "$part/home"
 
 if [ -d "$part/wheels/nvidia/cudnn" ]; then
     cp "$part"/wheels/nvidia/cudnn/include/*.h include/
-    cp "$part/wheels/nvidia/cudnn/lib/libcudnn.so.9" lib/
+    mv "$part"/wheels/nvidia/cudnn/lib/*.so.9 lib/
 fi
 
 # The wheels hold libraries under their versioned names, and the linker looks for the plain ones.

@@ -6,10 +6,10 @@
 # FOLDER defaults to target/gpu-check, RESULTS to benches/results/<date>-<gpu>. `build` needs CUDA_COMPUTE_CAP where there is no GPU.
 #
 # `run` ends within 9 minutes; each part has a limit of its own, and what it printed is kept when it fails:
-#   agreement  every fused operation against its definition in f64, in f32, bf16 and f16
+#   agreement  every fused operation against its definition in f64, in f32, bf16 and f16; with cuDNN, where it is found, and without
 #   faithful   whole edits against the stored intermediates of the reference implementation, f32 and bf16
 #   edit       the embedded model, from a picture to a picture; again in fp8 where the GPU has 8-bit products
-#   kernels    the speed of each operation beside its portable form
+#   kernels    the speed of each operation beside its portable form, and of cuDNN beside ours
 #   compare    edits beside diffusers, eager and compiled, with a seventh of the real model's blocks; left out where Python has
 #              no torch with CUDA, diffusers and transformers
 #   streaming  the same blocks as few as may be on the GPU, the others sent at each step, beside all of them there; in what is
@@ -46,13 +46,17 @@ for line in sys.stdin:
     du -h "$folder/check.tar.xz"
 }
 
-# libcublas and its like: from the system, else from the wheels that PyTorch brought.
+# libcublas and its like, and cuDNN: from the system, else from the wheels that PyTorch brought.
 find_libraries() {
-    ldconfig -p | grep -q libcublas.so.13 && return
-    local site
-    site=$(python3 -c 'import nvidia.cu13 as n; print(list(n.__path__)[0])' 2>/dev/null) ||
-        fail "libcublas.so.13 is missing; install CUDA 13's runtime, or PyTorch for CUDA 13"
-    export LD_LIBRARY_PATH=$site/lib:$site/../cudnn/lib:${LD_LIBRARY_PATH:-}
+    wheel() { python3 -c "import nvidia.$1 as n; print(list(n.__path__)[0])" 2>/dev/null; }
+    local folder
+    if ! ldconfig -p | grep -q libcublas.so.13; then
+        folder=$(wheel cu13) || fail "libcublas.so.13 is missing; install CUDA 13's runtime, or PyTorch for CUDA 13"
+        export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}
+    fi
+    if ! ldconfig -p | grep -q libcudnn.so.9 && folder=$(wheel cudnn); then
+        export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}
+    fi
 }
 
 # Compute capability 8.9 and newer.
@@ -92,7 +96,7 @@ run() {
     find_libraries
     printf '# %s: %s\n\nCommit %s. `scripts/gpu-check.sh run`; the logs lie beside this file.\n\n| part | result | time |\n|---|---|---|\n' \
         "$(date +%F)" "$gpu" "$(cat "$folder/commit")" >"$results/README.md"
-    # 520 seconds together, and the unpacking.
+    # 530 seconds together, and the unpacking.
     part agreement 100 "$bin/agreement"
     RETOUCH_TEST_DEVICE=cuda part faithful 100 "$bin/faithful" --nocapture
     local edit=("$bin/retouch" edit tests/fixtures/images/scene.png "make the circle blue" --device cuda --seed 1 -v --json --force)
@@ -102,7 +106,7 @@ run() {
         part edit-fp8 30 "${edit[@]}" --dtype fp8 -o "$bin/edited-fp8.png"
         programs+=(retouch-fp8)
     fi
-    part kernels 80 "$bin/kernels" --bench --warm-up-time 0.5 --measurement-time 1
+    part kernels 90 "$bin/kernels" --bench --warm-up-time 0.5 --measurement-time 1
     if python3 -c 'import diffusers, torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
         part compare 180 python3 scripts/compare.py --device cuda --binary "$bin/retouch" --layers 3 5 --t5-layers 2 --steps 4 --sizes 1024x1024 \
             --compile blocks --programs "${programs[@]}" --folder "$bin" --out "$results"

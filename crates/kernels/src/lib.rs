@@ -5,16 +5,16 @@
 //!
 //! | operation | CPU | CUDA | Metal |
 //! |---|---|---|---|
-//! | attention | blocks with an online softmax | the same in tensor cores (bf16, f16; heads of 32, 64, 128) | candle's fused attention |
+//! | attention | blocks with an online softmax | the same in tensor cores (bf16, f16; heads of 32, 64, 128), or cuDNN | candle's fused attention |
 //! | linear (+ GELU) | one pass, all threads | cublasLt, which adds the bias and takes the GELU | portable |
 //! | gated residual, modulated norm, heads, gated GELU | one pass, all threads | one kernel each | portable |
 //! | linear with a packed matrix | widened in blocks of rows | dequantised in runs of rows | as CUDA |
 //! | linear in 8-bit floats | rounded to them, in f32 | rows rounded by one kernel, cublasLt's 8-bit products (8.9 and newer) | portable |
 //! | group norm (+ SiLU) | two passes | two kernels | portable |
-//! | convolution | tiles of matrix products | portable, in bands of rows | portable |
+//! | convolution | tiles of matrix products | cuDNN, or portable in bands of rows | portable |
 //!
 //! Attention in f32, with other heads, or with a bias in heads of other than 64 is portable on CUDA: scores of a run of
-//! queries at a time.
+//! queries at a time. cuDNN, where it is installed, computes what it is expected to be faster at (module `cuda`).
 //!
 //! [`streaming`] brings parameters that do not stay on a GPU there while it computes.
 //!

@@ -5,8 +5,11 @@ use candle_core::{DType, Result, Tensor};
 use super::{
     Gpu, Launch, Params, pointwise,
     rows::{Rows, View},
+    tasks::{self, Standing, Task, Verdict, judge_attention},
 };
+use crate::portable;
 
+/// `struct Attention` of attention.cu: strides in elements, of batch, token and head.
 #[repr(C)]
 struct Attention {
     q: u64,
@@ -68,7 +71,6 @@ pub fn attention(
     let fits = [k, v].iter().all(|x| x.dims() == [batch, keys, heads, head_dim])
         && bias.is_none_or(|bias| head_dim == BIASED_HEAD && is_bias(bias, heads, queries, keys))
         && inner.is_none_or(|inner| inner.rank() == 3 && inner.dims()[..2] == [batch, queries]);
-    let Some((tile, shared_memory)) = tile(gpu, head_dim) else { return Ok(None) };
     // The kernel counts a block's tokens in 32 bits, and takes the largest product for the largest score.
     let counts = queries.max(keys) < 1 << 31 && batch <= MOST && heads <= MOST && q.elem_count() > 0 && keys > 0;
     if !matches!(dtype, DType::BF16 | DType::F16) || !one_dtype || !fits || !counts || scale <= 0.0 {
@@ -77,19 +79,40 @@ pub fn attention(
     let hidden = heads * head_dim;
     let beside = inner.map_or(Ok(0), |inner| inner.dim(2))?;
     let width = hidden + beside;
-    if width % 2 != 0 {
+    let operands = [operand(gpu, q)?, operand(gpu, k)?, operand(gpu, v)?];
+    let computed = if bias.is_none() { by_library(gpu, &operands, width, scale)? } else { None };
+    let computed = computed.map_or_else(|| own(gpu, &operands, bias, width, scale), |y| Ok(Some(y)))?;
+    let Some(y) = computed else { return Ok(None) };
+    if let Some(inner) = inner.filter(|_| beside > 0) {
+        let rows =
+            Rows { address: gpu.address(&y)?, outer_stride: (queries * width) as i64, inner_stride: width as i64 };
+        pointwise::gelu_into(gpu, &View::of(gpu, inner)?, rows.columns_from(hidden, dtype), &y)?;
+    }
+    Ok(Some(y))
+}
+
+/// The attention alone, in rows of `width`; none if there is no kernel for it.
+fn own(
+    gpu: &impl Gpu,
+    [q, k, v]: &[Operand; 3],
+    bias: Option<&Tensor>,
+    width: usize,
+    scale: f64,
+) -> Result<Option<Tensor>> {
+    let (batch, queries, heads, head_dim) = q.tensor.dims4()?;
+    let (keys, dtype) = (k.tensor.dim(1)?, q.tensor.dtype());
+    let Some((tile, shared_memory)) = tile(gpu, head_dim) else { return Ok(None) };
+    if !width.is_multiple_of(2) {
         return Ok(None); // two neighbours are written at once
     }
-    let [q, k, v] = [operand(gpu, q)?, operand(gpu, k)?, operand(gpu, v)?];
     let bias = bias.map(|bias| Bias::of(gpu, bias)).transpose()?;
     let y = gpu.uninitialised((batch, queries, width).into(), dtype, q.tensor.device())?;
-    let address = gpu.address(&y)?;
     let params = Attention {
         q: q.address,
         k: k.address,
         v: v.address,
         bias: bias.as_ref().map_or(0, |bias| bias.address),
-        y: address,
+        y: gpu.address(&y)?,
         q_strides: q.strides,
         k_strides: k.strides,
         v_strides: v.strides,
@@ -113,9 +136,57 @@ pub fn attention(
         writes: &[&y],
     };
     gpu.launch(&launch, &params)?;
-    if let Some(inner) = inner.filter(|_| beside > 0) {
-        let rows = Rows { address, outer_stride: (queries * width) as i64, inner_stride: width as i64 };
-        pointwise::gelu_into(gpu, &View::of(gpu, inner)?, rows.columns_from(hidden, dtype), &y)?;
+    Ok(Some(y))
+}
+
+/// [`own`] without a bias by a library; none if it has no plan for it, or if its result is not ours.
+fn by_library(gpu: &impl Gpu, operands: &[Operand; 3], width: usize, scale: f64) -> Result<Option<Tensor>> {
+    let [q, k, v] = operands;
+    let (batch, queries, heads, head_dim) = q.tensor.dims4()?;
+    let (keys, dtype) = (k.tensor.dim(1)?, q.tensor.dtype());
+    let rows = |x: &Operand| {
+        // Of a single one the distance does not matter, but is none for a kernel.
+        let (tokens, [batch, token, head]) = (x.tensor.dims()[1] as i64, x.strides);
+        let head = if head == 0 { head_dim as i64 } else { head };
+        let token = if token == 0 { heads as i64 * head } else { token };
+        [if batch == 0 { tokens * token } else { batch }, token, head]
+    };
+    let of_result = [(queries * width) as i64, width as i64, head_dim as i64];
+    let task = tasks::Attention {
+        dtype,
+        batch,
+        heads,
+        queries,
+        keys,
+        head_dim,
+        strides: [rows(q), rows(k), rows(v), of_result],
+        scale: (scale as f32).to_bits(),
+    };
+    let repeats = operands.iter().any(|x| x.repeats());
+    // Rows are written in whole loads.
+    if repeats || head_dim % 8 != 0 || !width.is_multiple_of(8) {
+        return Ok(None);
+    }
+    let whole = Task::Attention(task);
+    let Some(standing) = gpu.planned(&whole) else { return Ok(None) };
+    let y = gpu.uninitialised((batch, queries, width).into(), dtype, q.tensor.device())?;
+    if !gpu.run(&whole, &[&q.tensor, &k.tensor, &v.tensor], &y)? {
+        return Ok(None);
+    }
+    if standing == Standing::Unproven {
+        // The first queries and the last, which fill no tile.
+        for (first, count) in [(0, queries.min(64)), (queries - queries.min(16), queries.min(16))] {
+            let some = operand(gpu, &q.tensor.narrow(1, first, count)?)?;
+            let some = [some, operand(gpu, &k.tensor)?, operand(gpu, &v.tensor)?];
+            let ours = own(gpu, &some, None, heads * head_dim, scale)?
+                .map_or_else(|| portable::attention(&some[0].tensor, &k.tensor, &v.tensor, None, scale), Ok)?;
+            let found = y.narrow(1, first, count)?.narrow(2, 0, heads * head_dim)?;
+            let verdict = judge_attention(&task, &found, &ours)?;
+            gpu.judge(&whole, verdict);
+            if let Verdict::Differs(_) = verdict {
+                return Ok(None);
+            }
+        }
     }
     Ok(Some(y))
 }
@@ -126,6 +197,13 @@ struct Operand {
     address: u64,
     /// Of batch, token and head.
     strides: [i64; 3],
+}
+
+impl Operand {
+    /// Whether several places hold the same element, as in a tensor that was broadcast.
+    fn repeats(&self) -> bool {
+        (0..3).any(|axis| self.strides[axis] == 0 && self.tensor.dims()[axis] > 1)
+    }
 }
 
 /// Copies only what is not made of whole chunks of 16 bytes at multiples of 16 bytes.

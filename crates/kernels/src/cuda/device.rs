@@ -24,8 +24,10 @@ use half::{bf16, f16};
 use super::{
     Cuda, Gpu, Launch, Params,
     cublaslt::Blas,
+    cudnn::{Cudnn, Use},
     linear::{Operands, Product},
     requirements::{self, OLDEST},
+    tasks::{Standing, Task, Verdict},
 };
 use crate::{Kernels, Portable};
 
@@ -147,12 +149,31 @@ fn gigabytes(bytes: usize) -> f64 {
 
 /// The operations on `device`'s GPU. Made once for each and kept: the kernels stay loaded.
 pub fn kernels(device: &CudaDevice) -> &'static dyn Kernels {
-    static GPUS: Mutex<BTreeMap<usize, &'static dyn Kernels>> = Mutex::new(BTreeMap::new());
+    with_cudnn(device, Use::WhereFaster)
+}
+
+/// [`kernels`] that ask cuDNN at other times, for checks and benches.
+pub fn with_cudnn(device: &CudaDevice, when: Use) -> &'static dyn Kernels {
+    match card(device, when) {
+        Some(card) => card,
+        None => &Portable,
+    }
+}
+
+/// Whether [`with_cudnn`]'s operations have used cuDNN, in one line.
+pub fn cudnn_status(device: &CudaDevice, when: Use) -> String {
+    card(device, when).map_or_else(|| "not used: the GPU is too old".into(), |card| card.0.cudnn.status())
+}
+
+/// None for GPUs that have no kernels.
+fn card(device: &CudaDevice, when: Use) -> Option<&'static Cuda<Card>> {
+    type Cards = BTreeMap<(usize, Use), Option<&'static Cuda<Card>>>;
+    static CARDS: Mutex<Cards> = Mutex::new(Cards::new());
     let context = device.cuda_stream().context().clone();
-    let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
-    *gpus.entry(context.ordinal()).or_insert_with(|| match context.compute_capability() {
-        Ok(capability) if capability < OLDEST => &Portable,
-        _ => Box::leak(Box::new(Cuda(Card::new(&context)))),
+    let mut cards = CARDS.lock().unwrap_or_else(PoisonError::into_inner);
+    *cards.entry((context.ordinal(), when)).or_insert_with(|| match context.compute_capability() {
+        Ok(capability) if capability < OLDEST => None,
+        capability => Some(Box::leak(Box::new(Cuda(Card::new(&context, capability.unwrap_or(OLDEST), when))))),
     })
 }
 
@@ -165,10 +186,11 @@ struct Card {
     functions: Mutex<HashMap<String, CudaFunction>>,
     shared_memory: usize,
     blas: Blas,
+    cudnn: Cudnn,
 }
 
 impl Card {
-    fn new(context: &Arc<CudaContext>) -> Self {
+    fn new(context: &Arc<CudaContext>, capability: (i32, i32), when: Use) -> Self {
         let load = |(file, image): &(&'static str, &[u8])| {
             let module = context.load_module(Ptx::from_binary(image.to_vec()));
             module.map(|module| (*file, module)).map_err(|e| format!("the CUDA kernels `{file}` do not load: {e}"))
@@ -179,6 +201,7 @@ impl Card {
             functions: Mutex::default(),
             shared_memory: context.attribute(attribute).unwrap_or(0) as usize,
             blas: Blas::default(),
+            cudnn: Cudnn::new(context, capability, when),
         }
     }
 
@@ -236,6 +259,20 @@ impl Gpu for Card {
 
     fn multiply(&self, product: Product, operands: Operands<'_>) -> Result<bool> {
         self.blas.multiply(self, product, operands)
+    }
+
+    fn planned(&self, task: &Task) -> Option<Standing> {
+        self.cudnn.planned(task)
+    }
+
+    fn run(&self, task: &Task, operands: &[&Tensor], y: &Tensor) -> Result<bool> {
+        let all = || operands.iter().copied().chain([y]);
+        let addresses = all().map(address).collect::<Result<Vec<_>>>()?;
+        self.cudnn.run(task, &addresses, &stream(all())?)
+    }
+
+    fn judge(&self, task: &Task, verdict: Verdict) {
+        self.cudnn.judge(task, verdict);
     }
 }
 

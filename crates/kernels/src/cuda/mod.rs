@@ -1,5 +1,6 @@
 //! CUDA: kernels of our own, in the folder `kernels`, one file per idea, compiled for the GPUs of compute capability 8.0 and
-//! newer when the crate is built (`build.rs`); matrix products by cublasLt.
+//! newer when the crate is built (`build.rs`); matrix products by cublasLt; where it is installed, the large attentions and
+//! convolutions by cuDNN, whose results are first held against ours.
 //!
 //! An operation here checks shapes and strides, allocates and launches. What it does not take (another dtype, a head size
 //! without a kernel, shapes that do not fit) it leaves to the definition, which computes it or says what is wrong.
@@ -11,6 +12,9 @@ mod attention;
 mod conv;
 #[cfg(feature = "cuda")]
 mod cublaslt;
+#[cfg(any(feature = "cuda", test))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "what only runs on a GPU"))]
+mod cudnn;
 #[cfg(feature = "cuda")]
 mod device;
 mod fp8;
@@ -28,6 +32,7 @@ mod rows;
 mod slots;
 #[cfg(any(feature = "cuda", test))]
 mod staging;
+mod tasks;
 #[cfg(feature = "cuda")]
 mod upload;
 
@@ -36,14 +41,17 @@ use std::fmt::Debug;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
 #[cfg(feature = "cuda")]
+pub use cudnn::Use;
+#[cfg(feature = "cuda")]
 pub(crate) use device::check_fp8;
 #[cfg(feature = "cuda")]
 pub(crate) use device::kernels;
 #[cfg(feature = "cuda")]
-pub use device::{open, out_of_memory};
+pub use device::{cudnn_status, open, out_of_memory, with_cudnn};
 #[cfg(feature = "cuda")]
 pub(crate) use lanes::feed;
 pub use linear::{Operands, Product, Scales};
+pub use tasks::{Attention, Convolution, Standing, Task, Verdict};
 #[cfg(feature = "cuda")]
 pub(crate) use upload::upload;
 
@@ -65,6 +73,16 @@ pub trait Gpu: Debug + Send + Sync {
 
     /// Writes a matrix product; false if the GPU's library does not compute it.
     fn multiply(&self, product: Product, operands: Operands<'_>) -> Result<bool>;
+
+    /// Whether the GPU's library has a plan for a task that is expected to be faster than what is here, which it makes if it has
+    /// not yet.
+    fn planned(&self, task: &Task) -> Option<Standing>;
+
+    /// Writes the task's result `y` by that plan; false if it does not work.
+    fn run(&self, task: &Task, operands: &[&Tensor], y: &Tensor) -> Result<bool>;
+
+    /// Notes how a plan's first result compared with ours. A library whose result differs is not asked again.
+    fn judge(&self, task: &Task, verdict: Verdict);
 }
 
 /// A kernel's arguments.
@@ -207,6 +225,6 @@ impl<G: Gpu> Kernels for Cuda<G> {
         residual: Option<&Tensor>,
         window: Window,
     ) -> Result<Tensor> {
-        conv::conv2d(x, weight, bias, residual, window)
+        conv::conv2d(&self.0, x, weight, bias, residual, window)
     }
 }

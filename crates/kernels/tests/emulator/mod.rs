@@ -13,16 +13,23 @@ use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bai
 use libloading::Library;
 use retouch_kernels::{
     Fp8,
-    cuda::{Cuda, Gpu, Launch, Operands, Params, Product},
+    cuda::{Attention, Convolution, Cuda, Gpu, Launch, Operands, Params, Product, Standing, Task, Verdict},
+    portable,
 };
 
-/// The emulated GPUs: one with an H100's shared memory, one with an RTX 40's. None where there is no compiler.
+/// The emulated GPUs: one with an H100's shared memory, one with an RTX 40's, one with a library that has a plan for everything.
+/// None where there is no compiler.
 pub fn gpus() -> &'static [(&'static str, Cuda<Emulator>)] {
     static GPUS: OnceLock<Vec<(&str, Cuda<Emulator>)>> = OnceLock::new();
     GPUS.get_or_init(|| match library() {
-        Ok(library) => [("emulated H100", 228 << 10, true), ("emulated RTX 40", 100 << 10, false)]
-            .map(|(name, shared_memory, scales)| (name, Cuda(Emulator { library, shared_memory, scales, log: None })))
-            .into(),
+        Ok(library) => {
+            let gpu = |shared_memory, scales| Emulator { library, shared_memory, scales, log: None, planner: None };
+            let (h100, rtx40) = (gpu(228 << 10, true), gpu(100 << 10, false));
+            let with_library = h100.with_planner(None).0;
+            let all =
+                [("emulated H100", h100), ("emulated RTX 40", rtx40), ("emulated H100 with a library", with_library)];
+            all.map(|(name, gpu)| (name, Cuda(gpu))).into()
+        }
         // Not `eprintln!`, which is shown of failed tests only.
         Err(reason) => {
             let _ = writeln!(std::io::stderr(), "skipped: the CUDA kernels are not emulated: {reason}");
@@ -63,12 +70,36 @@ pub struct Emulator {
     scales: bool,
     /// Names of the kernels that were launched, if asked for.
     log: Option<Mutex<Vec<String>>>,
+    planner: Option<Planner>,
+}
+
+/// A library with a plan for every task.
+#[derive(Debug)]
+struct Planner {
+    /// What becomes of a right result in f32; nothing in a library that is right.
+    distortion: Option<fn(&Tensor) -> Result<Tensor>>,
+    /// Tasks that ran, and what was said of results.
+    ran: Mutex<Vec<Task>>,
+    verdicts: Mutex<Vec<(Task, Verdict)>>,
 }
 
 impl Emulator {
     /// The same GPU with a log of its own.
     pub fn logged(&self) -> Cuda<Self> {
-        Cuda(Self { log: Some(Mutex::default()), ..*self })
+        Cuda(Self { log: Some(Mutex::default()), planner: None, ..*self })
+    }
+
+    /// The same GPU with a library, whose results are changed by a `distortion`.
+    pub fn with_planner(&self, distortion: Option<fn(&Tensor) -> Result<Tensor>>) -> Cuda<Self> {
+        let planner = Planner { distortion, ran: Mutex::default(), verdicts: Mutex::default() };
+        Cuda(Self { log: Some(Mutex::default()), planner: Some(planner), ..*self })
+    }
+
+    /// Tasks that the library computed, and what was said of its results.
+    pub fn planned(&self) -> (Vec<Task>, Vec<Verdict>) {
+        let planner = self.planner.as_ref().unwrap();
+        let verdicts = planner.verdicts.lock().unwrap().iter().map(|(_, verdict)| *verdict).collect();
+        (planner.ran.lock().unwrap().clone(), verdicts)
     }
 
     pub fn log(&self) -> Vec<String> {
@@ -176,6 +207,75 @@ impl Gpu for Emulator {
         of.y.slice_set(&(if product.gelu { y.gelu()? } else { y }).to_dtype(product.result)?, 0, 0)?;
         Ok(true)
     }
+
+    /// A library that was wrong has no plans any more.
+    fn planned(&self, task: &Task) -> Option<Standing> {
+        let verdicts = self.planner.as_ref()?.verdicts.lock().unwrap();
+        if verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Differs(_))) {
+            return None;
+        }
+        let proven = verdicts.contains(&(*task, Verdict::Agrees));
+        Some(if proven { Standing::Proven } else { Standing::Unproven })
+    }
+
+    /// What the task says, of the operands' memory as the task describes it.
+    fn run(&self, task: &Task, operands: &[&Tensor], y: &Tensor) -> Result<bool> {
+        let planner = self.planner.as_ref().unwrap();
+        planner.ran.lock().unwrap().push(*task);
+        let (result, dtype) = match task {
+            Task::Attention(task) => (attention(task, operands, y)?, task.dtype),
+            Task::Convolution(task) => (convolution(task, operands, y)?, task.dtype),
+        };
+        let result = planner.distortion.map_or(Ok(result.clone()), |distorted| distorted(&result))?.to_dtype(dtype)?;
+        y.slice_set(&result, if result.rank() == 3 { 2 } else { 0 }, 0)?;
+        Ok(true)
+    }
+
+    fn judge(&self, task: &Task, verdict: Verdict) {
+        let planner = self.planner.as_ref().unwrap();
+        let slandered = planner.distortion.is_none() && matches!(verdict, Verdict::Differs(_));
+        assert!(!slandered, "a right library was judged wrong: {task:?}: {verdict:?}");
+        planner.verdicts.lock().unwrap().push((*task, verdict));
+    }
+}
+
+fn attention(task: &Attention, operands: &[&Tensor], y: &Tensor) -> Result<Tensor> {
+    let Attention { batch, heads, queries, keys, head_dim, strides, .. } = *task;
+    let [of_batch, of_token, of_head] = strides[3];
+    assert_eq!((y.stride(), of_head), (&[of_batch as usize, of_token as usize, 1][..], head_dim as i64));
+    let operand = |i: usize, tokens: usize| {
+        let of = strides[i].map(|stride| stride as usize);
+        assert!(of.iter().all(|stride| stride % 8 == 0), "{task:?}");
+        let last: usize = [batch, tokens, heads].iter().zip(of).map(|(size, stride)| (size - 1) * stride).sum();
+        let all = elements(operands[i], 1, 0, last + head_dim);
+        let mut values = Vec::with_capacity(batch * tokens * heads * head_dim);
+        for image in 0..batch {
+            for token in 0..tokens {
+                for head in 0..heads {
+                    let start = image * of[0] + token * of[1] + head * of[2];
+                    values.extend_from_slice(&all[start..start + head_dim]);
+                }
+            }
+        }
+        Tensor::from_vec(values, (batch, tokens, heads, head_dim), &Device::Cpu)?.to_dtype(DType::F32)
+    };
+    let (q, k, v) = (operand(0, queries)?, operand(1, keys)?, operand(2, keys)?);
+    portable::attention(&q, &k, &v, None, f32::from_bits(task.scale).into())
+}
+
+fn convolution(task: &Convolution, operands: &[&Tensor], y: &Tensor) -> Result<Tensor> {
+    let Convolution { batch, channels, height, width, outputs, kernel, rows, columns, .. } = *task;
+    let [x, weight] = [operands[0], operands[1]];
+    assert!(x.is_contiguous() && weight.is_contiguous() && y.is_contiguous());
+    assert_eq!(
+        (x.dims(), weight.dims()),
+        (&[batch, channels, height, width][..], &[outputs, channels, kernel, kernel][..])
+    );
+    let [x, weight] = [x, weight].map(|x| x.to_dtype(DType::F32));
+    let padded = x?.pad_with_zeros(2, rows[0], rows[1])?.pad_with_zeros(3, columns[0], columns[1])?;
+    let result = padded.conv2d(&weight?, 0, task.stride, 1, 1)?;
+    assert_eq!(result.dims(), y.dims());
+    Ok(result)
 }
 
 /// `rows` rows of `columns`, `stride` apart in the tensor's memory.
