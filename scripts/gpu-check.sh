@@ -26,9 +26,8 @@ fail() {
 build() {
     local folder=$1
     mkdir -p "$folder"
-    # The paths of what cargo built, by the names of the targets.
-    cargo build --release --features cuda --bin retouch
-    cargo test --release --features cuda --no-run --message-format json -p retouch-bin -p retouch-kernels \
+    # The paths of what cargo built, by the names of the targets; the program is built for the tests.
+    cargo test --profile bench --features cuda --no-run --message-format json -p retouch-bin -p retouch-kernels \
         --test faithful --test agreement --bench kernels |
         python3 -c '
 import json, sys
@@ -36,7 +35,6 @@ for line in sys.stdin:
     m = json.loads(line)
     if m.get("executable"):
         print(m["target"]["name"], m["executable"])' >"$folder/list"
-    echo "retouch ${CARGO_TARGET_DIR:-target}/release/retouch" >>"$folder/list"
     while read -r name path; do
         strip -o "$folder/$name" "$path"
     done <"$folder/list"

@@ -19,7 +19,7 @@ def last_json(command, environment=None):
 
 def built(*target):
     """Builds a target (--bench NAME, --bin NAME and features); the path of its executable."""
-    command = ["cargo", "build", "--release", *target, "--message-format", "json"]
+    command = ["cargo", "build", "--profile", "bench", *target, "--message-format", "json"]
     output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     messages = (json.loads(line) for line in output.splitlines())
     return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] in target)
