@@ -38,8 +38,8 @@ pub enum Use {
 /// has with a reference.
 ///
 /// cuDNN compiles the kernels of a plan, which takes 0.8 s (`scripts/cudnn-check.sh`). A plan is for the blocks of one kind, some
-/// 500 or 1,000 calls in 28 steps. At the rates that FlashAttention-3's paper gives for it and its predecessor on an H100, 350 and
-/// 600 TFLOP/s, that is when the first image has gained what the plan has cost, and all others have it for nothing.
+/// 500 or 1,000 calls in 28 steps. At 350 and 600 TFLOP/s, what FlashAttention-3's paper lets expect of its predecessor (35 % of an
+/// H100's rate) and of itself (up to 75 %), the first image has then about gained what the plan has cost, and the others gain it all.
 const ATTENTION: f64 = (1u64 << 39) as f64;
 
 /// The same for convolutions, whose kernels are compiled already; also what a small model alone does not load the library for.
