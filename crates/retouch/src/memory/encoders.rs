@@ -51,8 +51,8 @@ impl<T> ByPlace<T> {
 }
 
 /// Floating-point operations of T5 in a second of a core: two of its layers over 512 tokens, 395 billion of them, take two
-/// cores 3.3 s (benches/results/2026-11-23-cpu-blocks.md).
-const CORE: f64 = 60e9;
+/// cores 2.3 s (benches/results/2026-11-23-cpu-blocks.md).
+const CORE: f64 = 85e9;
 
 /// Bytes in a second from mapped files to a GPU: of files that stay in the system's memory, half of what a PCIe 4 slot can do;
 /// of others, what a good disk does.
@@ -62,7 +62,7 @@ const FROM_DISK: f64 = 2e9;
 impl ModelMemory {
     /// Whether the CPU encodes the texts of an edit sooner than the device has read the encoders and, after them, the transformer.
     ///
-    /// T5-XXL takes 4.7 TFLOP for 512 tokens, 10 s of 8 cores. The 27 GB of both in 16 bits are read in 3 s where the host's memory
+    /// T5-XXL takes 4.7 TFLOP for 512 tokens, 7 s of 8 cores. The 27 GB of both in 16 bits are read in 3 s where the host's memory
     /// holds the files, and in 13 s where it does not.
     pub(super) fn encodes_sooner_on_cpu(&self, work: &Work, budget: &Budget) -> bool {
         let (t5, text) = (&self.t5, self.text.at(Encoders::Device));
