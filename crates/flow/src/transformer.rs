@@ -77,7 +77,7 @@ impl FluxTransformer {
     pub fn load_saving(weights: &Weights, config: &FluxConfig, saving: Saving) -> Result<Self> {
         let hidden = config.hidden();
         let (in_channels, joint) = (config.in_channels, config.joint_attention_dim);
-        let stay = Stay { resident: saving.resident_blocks, on_host: saving.blocks_on_host };
+        let stay = Stay { resident: saving.resident_blocks, on_host: saving.blocks_on_host, for_one_request: true };
         let block = {
             let config = config.clone();
             move |weights: &Weights, i: usize| match i.checked_sub(config.num_layers) {

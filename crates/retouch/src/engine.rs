@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -43,6 +44,8 @@ pub struct EngineOptions {
     pub keep_loaded: KeepLoaded,
     /// Where the text encoders compute; `None` is where the [`MemoryPlan`] has them.
     pub encoders: Option<Encoders>,
+    /// Other engines of this process: each leaves them their part of the computer's memory.
+    pub beside: usize,
     /// Keep the embeddings of the last prompts and the latents of the last source images for requests that have them again.
     pub reuse: bool,
     /// Learn to show latents, for [`Event::Step`]'s previews.
@@ -131,7 +134,7 @@ impl Engine {
         let memory = model.memory()?;
         let EngineOptions { keep_loaded, encoders, quantize, .. } = options;
         // Now, before anything of the model is a part of what is taken.
-        let budget = Budget::of(&device, options.vram_limit);
+        let budget = Budget::of(&device, options.vram_limit).beside(options.beside);
         let device_name = choice.to_string();
         let previews = options.previews.then(Projection::default);
         Ok(Self {
@@ -194,17 +197,19 @@ impl Engine {
         observer: &mut dyn Observer,
         mut each: impl FnMut(EditedImage, &Timings) -> Control,
     ) -> Result<Timings> {
-        self.run(request, observer, &mut None, &mut each)
+        let done = self.run(request, observer, &mut None, &mut each);
+        done.map_err(|error| or_cancelled(error, observer))
     }
 
     /// Edits, and keeps every intermediate.
     pub fn edit_traced(&mut self, request: &EditRequest, observer: &mut dyn Observer) -> Result<(EditResult, Trace)> {
         let mut trace = Some(Trace::default());
         let mut images = Vec::with_capacity(request.seeds.images());
-        let timings = self.run(request, observer, &mut trace, &mut |image, _| {
+        let done = self.run(request, observer, &mut trace, &mut |image, _| {
             images.push(image);
             Control::Continue
-        })?;
+        });
+        let timings = done.map_err(|error| or_cancelled(error, observer))?;
         Ok((EditResult { images, timings }, trace.unwrap_or_default()))
     }
 
@@ -305,9 +310,9 @@ impl Engine {
             };
             latents.push((unpack(&tokens, height, width)?, caches.iter().map(StepCache::reused).sum()));
         }
+        timings.steps_seconds = clock.lap("steps");
         drop(conditionings);
         self.model.finish_steps(transformer);
-        timings.steps_seconds = clock.lap("steps");
 
         // latents -> pixels -> pictures, an image at a time
         let decoder = self.model.decoder(&memory, observer)?;
@@ -394,6 +399,12 @@ impl Engine {
             lora_partial: request.lora_partial,
         }
     }
+}
+
+/// The end that an observer's flag has brought about: layers that are not read any more are a tensor's error to candle.
+fn or_cancelled(error: Error, observer: &dyn Observer) -> Error {
+    let cancelled = observer.cancel_flag().is_some_and(|flag| flag.load(Ordering::Relaxed));
+    if cancelled && matches!(error, Error::Tensor(_)) { Error::Cancelled } else { error }
 }
 
 /// The initial noise of each image, unpacked, f32, with the bits of PyTorch's CPU generator.

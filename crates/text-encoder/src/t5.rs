@@ -272,7 +272,7 @@ impl T5Encoder {
             blocks: Layers::load(
                 &blocks,
                 config.num_layers,
-                Stay { resident: resident_blocks, on_host: false },
+                Stay { resident: resident_blocks, on_host: false, for_one_request: false },
                 block,
             )?,
             final_layer_norm: load_norm(&weights.pp("encoder.final_layer_norm"), config)?,

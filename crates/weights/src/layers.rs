@@ -21,6 +21,8 @@ pub struct Stay {
     pub resident: Option<usize>,
     /// Whether the others stay in the host's memory, where the device has another: else their files are read at each pass.
     pub on_host: bool,
+    /// Whether the layers go with the request that loads them, whose cancellation then ends a pass; later requests have their own.
+    pub for_one_request: bool,
 }
 
 /// `count` layers that are run in order.
@@ -75,7 +77,7 @@ impl<L: Send> Layers<L> {
         let resident = (0..kept).map(|i| load(weights, i)).collect::<Result<_>>()?;
         let others = (kept < count).then(|| Others {
             load: Box::new(load),
-            weights: weights.clone(),
+            weights: if stay.for_one_request { weights.clone() } else { weights.without_cancel() },
             streamed: weights.feed().map(|feed| Streamed::new(feed, stay.on_host)),
         });
         Ok(Self { resident, count, others })
@@ -155,7 +157,7 @@ mod tests {
         load: impl Fn(usize) -> Result<L> + Send + Sync + 'static,
     ) -> Result<Layers<L>> {
         let weights = Weights::assumed(Target::Bf16, DType::F32)?;
-        Layers::load(&weights, count, Stay { resident, on_host: false }, move |_, i| load(i))
+        Layers::load(&weights, count, Stay { resident, on_host: false, for_one_request: true }, move |_, i| load(i))
     }
 
     /// A layer that knows how many of its kind there are at a time.

@@ -96,6 +96,10 @@ impl Weights {
         Self { cancel: Some(cancel), ..self }
     }
 
+    pub(crate) fn without_cancel(&self) -> Self {
+        Self { cancel: None, ..self.clone() }
+    }
+
     /// The same parameters changed by LoRAs, which were matched to them.
     ///
     /// What is dense when read has the changes merged: computed and added in f32, rounded once. Matrices that stay in

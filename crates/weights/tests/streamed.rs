@@ -44,7 +44,8 @@ fn large_parameters_are_read_once_where_they_stay_on_the_host_and_else_at_each_p
     let (matrices, biases) = (3 * WIDTH * WIDTH * 4, 3 * WIDTH * 4);
     for (on_host, pins) in [(false, true), (false, false), (true, true), (true, false)] {
         let feed = HostFeed::new(pins);
-        let layers = load(&weights.clone().with_feed(feed.clone()), Stay { resident: Some(1), on_host });
+        let layers =
+            load(&weights.clone().with_feed(feed.clone()), Stay { resident: Some(1), on_host, for_one_request: true });
         for pass in 0..3 {
             let before = bytes_read();
             assert_eq!(run(&layers), expected, "pass {pass}");
