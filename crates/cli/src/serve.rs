@@ -131,6 +131,7 @@ pub fn run(args: Box<ServeArgs>, console: &Console) -> Result<()> {
     let source = args.model.source(ModelSource::default());
     let devices = if args.device.is_empty() { vec![DeviceChoice::Auto] } else { args.device.clone() };
     let mut engines = Vec::with_capacity(devices.len());
+    let beside = devices.len() - 1;
     for device in devices {
         let engine_options = EngineOptions {
             device,
@@ -138,6 +139,7 @@ pub fn run(args: Box<ServeArgs>, console: &Console) -> Result<()> {
             quantize: args.quantize,
             keep_loaded: KeepLoaded::WhereItFits,
             encoders: args.encoders,
+            beside,
             reuse: true,
             previews: true,
             vram_limit: args.vram_limit.map(|limit| limit.0),

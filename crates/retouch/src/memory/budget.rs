@@ -61,6 +61,14 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// What this leaves to each if the host's memory, where it is known, is shared with as many others.
+    pub fn beside(self, others: usize) -> Self {
+        let host = if self.host == u64::MAX { self.host } else { self.host / (1 + others as u64) };
+        Self { host, ..self }
+    }
+}
+
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }

@@ -59,11 +59,14 @@ impl Planner<'_> {
         if let Some(way) = self.text_ways().find(|&way| self.text(way).1) {
             return self.plan(way, false);
         }
-        let needed = self.text_ways().map(|way| self.text(way).0.peak).min().unwrap_or(0);
-        if self.text_ways().any(|way| self.is_on_device(way)) {
+        let least = |on_device: bool| {
+            let ways = self.text_ways().filter(|&way| self.is_on_device(way) == on_device);
+            ways.map(|way| self.text(way).0.peak).min()
+        };
+        if let Some(needed) = least(true) {
             return Err(self.refusal("the text encoders need", needed, SMALLER_MODEL));
         }
-        let (needed, host) = (Gigabytes(needed), Gigabytes(self.budget.host));
+        let (needed, host) = (Gigabytes(least(false).unwrap_or(0)), Gigabytes(self.budget.host));
         Err(Error::Memory(format!(
             "the text encoders need at least {needed} of the computer's memory, of which {host} are free; {SMALLER_MODEL}, or \
              --encoders device"
@@ -99,12 +102,14 @@ impl Planner<'_> {
 
     fn plan(&self, way: TextWay, keep_loaded: bool) -> Result<MemoryPlan> {
         let (text_plan, _) = self.text(way);
-        let encode = self.work.reference.map(|size| self.pixels(Way::Encode, size)).transpose()?;
+        let on_host = if keep_loaded && !self.is_on_device(way) { self.text_stays(way) } else { 0 };
+        let host = self.budget.host.saturating_sub(on_host);
+        let encode = self.work.reference.map(|size| self.pixels(Way::Encode, size, host)).transpose()?;
         let (transformer, mlp_tokens, transformer_plan) = self.transformer()?;
-        let (decode, decode_plan) = self.pixels(Way::Decode, self.work.output)?;
+        let (decode, decode_plan) = self.pixels(Way::Decode, self.work.output, host)?;
         let (encode, encode_plan) = encode.unzip();
         let transfer = match self.budget.kind {
-            DeviceKind::Cuda => Transfer::of(self.model, self.work, transformer.layers, self.budget.host),
+            DeviceKind::Cuda => Transfer::of(self.model, self.work, transformer.layers, host),
             DeviceKind::Cpu | DeviceKind::Metal => None,
         };
         let stages = [Some(text_plan), encode_plan, Some(transformer_plan), Some(decode_plan)];
@@ -152,10 +157,14 @@ impl Planner<'_> {
         way.place == Encoders::Device || self.budget.kind == DeviceKind::Cpu
     }
 
-    /// The text encoders' parameters that stay.
-    fn text_stays(&self, TextWay { place, resident }: TextWay) -> u64 {
-        let text = self.model.text.at(place);
-        text.clip + text.t5.resident(resident.layers) + self.work.text_loras.at(place).resident
+    /// What stays of the text encoders between prompts: parameters, and on a GPU the places to which the other layers are sent.
+    fn text_stays(&self, way: TextWay) -> u64 {
+        let text = self.model.text.at(way.place);
+        let t5 = match self.budget.kind {
+            DeviceKind::Cuda if self.is_on_device(way) => text.t5.with(way.resident.layers),
+            _ => text.t5.resident(way.resident.layers),
+        };
+        text.clip + t5 + self.work.text_loras.at(way.place).resident
     }
 
     /// The text encoders' stage, and whether it fits.
@@ -213,7 +222,8 @@ impl Planner<'_> {
         in_f32 / 4 * self.model.vae_element(self.budget.kind)
     }
 
-    fn pixels(&self, way: Way, size: (usize, usize)) -> Result<(Pixels, StagePlan)> {
+    /// `host_left` is what the host's memory has left.
+    fn pixels(&self, way: Way, size: (usize, usize), host_left: u64) -> Result<(Pixels, StagePlan)> {
         let (stage, who) = match way {
             Way::Encode => (Stage::VaeEncoder, "reading the image needs"),
             Way::Decode => (Stage::VaeDecoder, "making the pixels needs"),
@@ -235,7 +245,7 @@ impl Planner<'_> {
             peak: self.carried + resident + peak,
             read_per_pass: 0,
         };
-        let fitting = ways.iter().find(|(_, device, host)| self.fits(plan(*device).peak) && *host <= self.budget.host);
+        let fitting = ways.iter().find(|(_, device, host)| self.fits(plan(*device).peak) && *host <= host_left);
         match fitting {
             Some(&(pixels, device, _)) => Ok((pixels, plan(device))),
             None => {
@@ -398,11 +408,11 @@ mod tests {
         let model = model("q4_0");
         let work = work(2048);
         let planner = Planner { model: &model, work: &work, budget: small, carried: 0, kept: 0 };
-        let (pixels, stage) = planner.pixels(Way::Decode, (2048, 2048)).unwrap();
+        let (pixels, stage) = planner.pixels(Way::Decode, (2048, 2048), 64 * GB).unwrap();
         assert!(matches!(pixels, Pixels::Bands(Bands { on_host: true, .. })));
         assert!(stage.peak <= 3 * GB);
         // A full host does not take them.
-        assert!(Planner { budget: Budget { host: GB, ..small }, ..planner }.pixels(Way::Decode, (2048, 2048)).is_err());
+        assert!(planner.pixels(Way::Decode, (2048, 2048), GB).is_err());
     }
 
     #[test]
@@ -469,7 +479,7 @@ mod tests {
         };
         let on_device = kept(24.0);
         assert_eq!(on_device.encoders, Encoders::Device);
-        assert!(on_device.text.limit().is_some_and(|layers| layers >= 8), "{on_device}");
+        assert!(on_device.text.limit().is_some_and(|layers| layers >= 6), "{on_device}");
         assert_eq!(
             (on_device.mlp_tokens, on_device.decode),
             (None, Pixels::Whole),

@@ -29,8 +29,9 @@ impl Transfer {
         let (bytes, flops) = (sent.iter().sum(), work.block_flops(model));
         // A block is on its way while the one before it computes.
         let hidden_below = (u128::from(flops) * u128::from(BUS) / u128::from(largest.max(1))) as u64;
-        // Pinned memory is nobody else's as long as the edit takes: a quarter is left to others.
-        let pinned = bytes <= host / 4 * 3;
+        // Pinned memory is nobody else's as long as the edit takes: a quarter is left to others. Where nobody says what
+        // is free, nothing is pinned.
+        let pinned = host != u64::MAX && bytes <= host / 4 * 3;
         Some(Self { bytes, pinned, flops: flops * blocks.len() as u64, hidden_below })
     }
 
@@ -52,7 +53,7 @@ impl fmt::Display for Transfer {
         let (bus, teraflops) = (Gigabytes(BUS), self.hidden_below as f64 / 1e12);
         write!(
             f,
-            "a step: {bytes} from {origin}, {seconds:.2} s at {bus}/s (PCIe 4 x16, assumed){rate}; hidden behind the \
+            "a pass: {bytes} from {origin}, {seconds:.2} s at {bus}/s (PCIe 4 x16, assumed){rate}; hidden behind the \
              computation on a GPU of up to {teraflops:.0} TFLOP/s"
         )
     }
