@@ -36,7 +36,11 @@ impl SizeRules<'_> {
                         }
                         _ => *area,
                     };
-                    self.not_empty(image, self.floor(shrink(image, area)))?
+                    let (width, height) = shrink(image, area);
+                    // A narrow image is not too narrow for being shrunk.
+                    let at_least = |side: usize, of: usize| side.max(self.multiple.min(of));
+                    let size = (at_least(width, image.0), at_least(height, image.1));
+                    self.not_empty(image, self.floor(size))?
                 }
             },
         };

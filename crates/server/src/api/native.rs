@@ -185,7 +185,7 @@ pub async fn create(
 type NewJobWithImage = (NewJob, Option<(Image, &'static str)>, Bytes);
 
 async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImage> {
-    let (mut job, mut image, mut asked) = (None, None, Bytes::new());
+    let (mut job, mut image) = (None, None);
     for (name, file) in input::form(app, request).await? {
         match name.as_str() {
             "request" if job.is_none() => {
@@ -197,7 +197,7 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImag
                         ApiError::invalid("send the image as the field `image` of the form").about("input_image")
                     );
                 }
-                (job, asked) = (Some(read), file.bytes);
+                job = Some(read);
             }
             "image" if image.is_none() => image = Some(file),
             "request" | "image" => return Err(ApiError::invalid(format!("{name} was sent twice")).about(name)),
@@ -208,6 +208,7 @@ async fn read_form(app: &Arc<App>, request: Request) -> ApiResult<NewJobWithImag
         }
     }
     let job = job.ok_or_else(|| ApiError::invalid("the form has no field `request`").about("request"))?;
+    let asked = serde_json::to_vec(&job).map_err(|e| ApiError::internal(e.to_string()))?.into();
     Ok((job, image.map(|file| (Image::File(file), "image")), asked))
 }
 

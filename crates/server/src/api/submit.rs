@@ -100,12 +100,15 @@ pub async fn submit(app: &Arc<App>, submission: Submission) -> ApiResult<String>
         Some(key) => {
             // Before anything that the request names is fetched.
             let file = match &image {
-                Some((Image::File(file), _)) => file.bytes.clone(),
-                _ => Bytes::new(),
+                Some((Image::File(file), _)) => Some(file.bytes.clone()),
+                _ => None,
             };
             let (app, owner) = (app.clone(), owner.clone());
             let (known, idempotency) = blocking(move || {
-                let hash = sha256_hex(&[&asked, &file]);
+                let hash = match &file {
+                    Some(file) => sha256_hex(&[&asked, file]),
+                    None => sha256_hex(&[&asked]),
+                };
                 let known = app.jobs.known(&owner, &key, &hash).map_err(|refusal| refused(&app, refusal))?;
                 Ok((known, (key, hash)))
             })
@@ -115,7 +118,10 @@ pub async fn submit(app: &Arc<App>, submission: Submission) -> ApiResult<String>
             }
             Some(idempotency)
         }
-        None => None,
+        None => {
+            drop(asked); // a large image may be in it
+            None
+        }
     };
     let request = job.resolve(app.options.max_images).map_err(ApiError::invalid)?;
     let source = match image {
