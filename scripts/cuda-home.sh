@@ -51,7 +51,8 @@ done
 list=$home/wheels.txt # written last: a folder that has it is complete
 if [ -e "$list" ]; then
     missing=$(printf '%s\n' "${wheels[@]}" | grep -vxFf "$list" || true)
-    if [ -z "$missing" ]; then
+    # Homes of earlier versions have cuDNN's first library alone.
+    if [ -z "$missing" ] && { [[ " ${wheels[*]} " != *cudnn* ]] || [ -e "$home/lib/libcudnn_graph.so.9" ]; }; then
         echo "$home is complete; before cargo: . $home/env.sh"
         exit 0
     fi

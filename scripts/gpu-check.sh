@@ -69,10 +69,10 @@ failed=
 part() {
     local name=$1 limit=$2 start=$SECONDS status=0
     shift 2
-    timeout "$limit" "$@" >"$results/$name.log" 2>&1 || status=$?
+    timeout -k 5 "$limit" "$@" >"$results/$name.log" 2>&1 || status=$?
     local verdict=passed
     if [ "$status" -ne 0 ]; then
-        verdict="FAILED ($([ "$status" -eq 124 ] && echo "over $limit s" || echo "status $status"))"
+        verdict="FAILED ($([[ $status = 124 || $status = 137 ]] && echo "over $limit s" || echo "status $status"))"
         failed="$failed $name"
         tail -n 20 "$results/$name.log"
     fi
@@ -94,7 +94,7 @@ run() {
     find_libraries
     printf '# %s: %s\n\nCommit %s. `scripts/gpu-check.sh run`; the logs lie beside this file.\n\n| part | result | time |\n|---|---|---|\n' \
         "$(date +%F)" "$gpu" "$(cat "$folder/commit")" >"$results/README.md"
-    # 530 seconds together, and the unpacking.
+    # Those before the comparison take 350 seconds at the most; it and the streaming have what is left.
     part agreement 110 "$bin/agreement"
     RETOUCH_TEST_DEVICE=cuda part faithful 90 "$bin/faithful" --nocapture
     local edit=("$bin/retouch" edit tests/fixtures/images/scene.png "make the circle blue" --device cuda --seed 1 -v --json --force)
@@ -105,10 +105,11 @@ run() {
         programs+=(retouch-fp8)
     fi
     part kernels 90 "$bin/kernels" --bench --warm-up-time 0.5 --measurement-time 1
-    if python3 -c 'import diffusers, torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
-        part compare 180 python3 scripts/compare.py --device cuda --binary "$bin/retouch" --layers 3 5 --t5-layers 2 --steps 4 --sizes 1024x1024 \
-            --compile blocks --programs "${programs[@]}" --folder "$bin" --out "$results"
+    if timeout 60 python3 -c 'import diffusers, torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
         local left=$((525 - SECONDS))
+        part compare $((left < 180 ? left : 180)) python3 scripts/compare.py --device cuda --binary "$bin/retouch" --layers 3 5 --t5-layers 2 --steps 4 --sizes 1024x1024 \
+            --compile blocks --programs "${programs[@]}" --folder "$bin" --out "$results"
+        left=$((525 - SECONDS))
         if [ "$left" -ge 60 ]; then
             part streaming "$left" python3 scripts/streaming.py --binary "$bin/retouch" --folder "$bin" --out "$results"
         else

@@ -174,8 +174,10 @@ fn by_library(gpu: &impl Gpu, operands: &[Operand; 3], width: usize, scale: f64)
         return Ok(None);
     }
     if standing == Standing::Unproven {
-        // The first queries and the last, which fill no tile.
-        for (first, count) in [(0, queries.min(64)), (queries - queries.min(16), queries.min(16))] {
+        // The first queries, some in the middle, and the last, which fill no tile.
+        let middle = queries / 2;
+        let last = queries.min(16);
+        for (first, count) in [(0, queries.min(64)), (middle, (queries - middle).min(64)), (queries - last, last)] {
             let some = operand(gpu, &q.tensor.narrow(1, first, count)?)?;
             let some = [some, operand(gpu, &k.tensor)?, operand(gpu, &v.tensor)?];
             let ours = own(gpu, &some, None, heads * head_dim, scale)?

@@ -164,7 +164,8 @@ fn part_by_library(
     if standing == Standing::Unproven {
         drop(source);
         let edge = rows.len().min(2);
-        for some in [0..edge, (rows.len() - edge) & !1..rows.len()] {
+        let middle = (rows.len() / 2) & !1;
+        for some in [0..edge, middle..rows.len().min(middle + edge), (rows.len() - edge) & !1..rows.len()] {
             let ours = part(x, weight, window, rows.start + some.start..rows.start + some.end)?;
             let verdict = judge_convolution(&task, &y.narrow(2, some.start, some.len())?, &ours)?;
             gpu.judge(&planned, verdict);

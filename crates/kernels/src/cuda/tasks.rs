@@ -1,8 +1,7 @@
 //! What a library of the GPU's maker may have something faster for, and how its results are held against ours.
 //!
-//! Nothing is taken on trust: the first result of every plan that a library makes is compared with our own for some of its rows,
-//! and the library is not asked again where they differ. So neither an error in its description nor one in the library reaches
-//! an image.
+//! Little is taken on trust: of the first result of every plan that a library makes, some rows are compared with our own, and the
+//! library is not asked again where they differ. That shows a wrong description of a task and a kernel that is wrong throughout.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -126,12 +125,13 @@ pub fn judge_attention(task: &Attention, found: &Tensor, ours: &Tensor) -> Resul
     Task::Attention(*task).judged(&by_head(&difference)?, &by_head(ours)?)
 }
 
-/// Compares rows of a convolution, `[batch, outputs, rows, width]`: the differences of each channel with the size of all, since one
+/// Compares rows of a convolution, `[batch, outputs, rows, width]`: the differences of each channel with its own size and that of all, since one
 /// channel may be nothing but roundings.
 pub fn judge_convolution(task: &Convolution, found: &Tensor, ours: &Tensor) -> Result<Verdict> {
     let [found, ours] = [found, ours].map(|x| x.to_dtype(DType::F32));
     let (found, ours) = (found?, ours?);
     let by_channel = (found - &ours)?.sqr()?.sum((0, 2, 3))?;
-    let mean = (ours.sqr()?.sum_all()? / task.outputs as f64)?.broadcast_as(by_channel.shape())?;
-    Task::Convolution(*task).judged(&by_channel, &mean)
+    let own = ours.sqr()?.sum((0, 2, 3))?;
+    let mean = (own.sum_all()? / task.outputs as f64)?;
+    Task::Convolution(*task).judged(&by_channel, &own.broadcast_add(&mean)?)
 }

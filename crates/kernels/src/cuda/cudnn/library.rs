@@ -16,8 +16,22 @@ const VARIABLE: &str = "RETOUCH_CUDNN";
 /// Where the loader's search path has it.
 const NAME: &str = if cfg!(windows) { "cudnn64_9.dll" } else { "libcudnn.so.9" };
 
-/// What lies beside it and is loaded by it: without this one, its functions end the program.
-const GRAPH: &str = if cfg!(windows) { "cudnn_graph64_9.dll" } else { "libcudnn_graph.so.9" };
+/// What lies beside it and is loaded by it when it is needed: without one of these, its functions end the program.
+const BESIDE: [&str; 4] = if cfg!(windows) {
+    [
+        "cudnn_graph64_9.dll",
+        "cudnn_heuristic64_9.dll",
+        "cudnn_engines_precompiled64_9.dll",
+        "cudnn_engines_runtime_compiled64_9.dll",
+    ]
+} else {
+    [
+        "libcudnn_graph.so.9",
+        "libcudnn_heuristic.so.9",
+        "libcudnn_engines_precompiled.so.9",
+        "libcudnn_engines_runtime_compiled.so.9",
+    ]
+};
 
 /// The toolkit that the program was built with, such as 13.0.
 const TOOLKIT: Option<&str> = option_env!("RETOUCH_CUDA_TOOLKIT");
@@ -73,7 +87,8 @@ impl Library {
                 format!("{} is not to be had: {reason}", name.display())
             })
         };
-        let graph = open(&Path::new(name).with_file_name(GRAPH))?;
+        let beside = BESIDE.map(|beside| open(&Path::new(name).with_file_name(beside)));
+        let beside = beside.into_iter().collect::<Result<Vec<_>, _>>()?;
         let library = open(Path::new(name))?;
         /// A function of the library, of the type that its place has.
         macro_rules! function {
@@ -103,7 +118,7 @@ impl Library {
             execute: function!("cudnnBackendExecute"),
             version,
         };
-        std::mem::forget((library, graph));
+        std::mem::forget((library, beside));
         Ok(loaded)
     }
 

@@ -34,13 +34,13 @@ pub enum Use {
     Always,
 }
 
-/// Floating-point operations from which on attention is worth a plan: that of FLUX.1 over 6,700 tokens, as an image of a megapixel
+/// Floating-point operations from which on attention is worth a plan: that of FLUX.1 over 8,600 tokens, as an image of a megapixel
 /// has with a reference.
 ///
-/// cuDNN compiles the kernels of a plan, which takes 0.8 s (`scripts/cudnn-check.sh`). A plan is for the blocks of one kind, some
+/// cuDNN compiles the kernels of a plan, which takes 0.86 s (`scripts/cudnn-check.sh`). A plan is for the blocks of one kind, some
 /// 500 or 1,000 calls in 28 steps. At 350 and 600 TFLOP/s, what FlashAttention-3's paper lets expect of its predecessor (35 % of an
-/// H100's rate) and of itself (up to 75 %), the first image has then about gained what the plan has cost, and the others gain it all.
-const ATTENTION: f64 = (1u64 << 39) as f64;
+/// H100's rate) and of itself (up to 75 %), the first image has then gained what both plans have cost, and all others have it for nothing.
+const ATTENTION: f64 = 9e11;
 
 /// The same for convolutions, whose kernels are compiled already; also what a small model alone does not load the library for.
 const CONVOLUTION: f64 = (1u64 << 32) as f64;
