@@ -33,7 +33,7 @@ mod packed;
 pub mod portable;
 mod profile;
 #[cfg(test)]
-#[path = "../tests/random/mod.rs"]
+#[path = "../tests/agreement/random/mod.rs"]
 mod random;
 pub mod streaming;
 

@@ -41,7 +41,7 @@ pub fn gpus() -> &'static [(&'static str, Cuda<Emulator>)] {
 /// The kernels as a library of the host; an error if nothing can compile them, a panic if they do not compile.
 fn library() -> std::result::Result<&'static Library, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (here, kernels) = (root.join("tests/emulator"), root.join("src/cuda/kernels"));
+    let (here, kernels) = (root.join("tests/agreement/emulator"), root.join("src/cuda/kernels"));
     if !cfg!(target_os = "linux") {
         return Err("that needs Linux".into());
     }
