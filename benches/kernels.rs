@@ -5,9 +5,12 @@
 //! ("elem"), the others bytes per second, counted as each input read once and each result written once. In bf16 on CUDA, in f32
 //! on the CPU; on CUDA also what cuDNN computes beside our own kernels.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{
+    DType, Device, Result, Tensor,
+    quantized::{GgmlDType, QTensor},
+};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use retouch_kernels::{Activation, Kernels, Portable, Rotation, Stream, Window, for_device};
+use retouch_kernels::{Activation, Kernels, Packed, Part, Portable, Rotation, Stream, Window, check_fp8, for_device};
 
 fn device() -> Device {
     #[cfg(feature = "cuda")]
@@ -78,6 +81,30 @@ fn transformer(c: &mut Criterion) {
     compare(c, "linear_bf16", flop(2 * rows * HIDDEN * outputs), |k| {
         k.linear(&narrow[0], &narrow[1], Some(&narrow[2]), Activation::None)
     });
+    packed(c, rows, HIDDEN, outputs);
+
+    let (q, inner) = (random((1, rows, heads, head_dim)), random((1, rows, outputs)));
+    compare(c, "attention_beside_gelu", bytes(&[&inner, &inner]), |k| {
+        k.attention_beside_gelu(&q, &q, &q, (head_dim as f64).powf(-0.5), &inner)
+    });
+}
+
+/// Linear layers whose matrix has fewer bits than are computed with.
+fn packed(c: &mut Criterion, rows: usize, inputs: usize, outputs: usize) {
+    let work = flop(2 * rows * inputs * outputs);
+    let (x, weight) = (random((1, rows, inputs)), random((outputs, inputs)).to_dtype(DType::F32).unwrap());
+    for kind in [GgmlDType::Q8_0, GgmlDType::Q4K] {
+        let blocks = QTensor::quantize_onto(&weight.to_device(&Device::Cpu).unwrap(), kind, &device()).unwrap();
+        let weight = Packed::stack(vec![Part::blocks(blocks).unwrap()]).unwrap();
+        compare(c, &format!("linear_{kind:?}"), work.clone(), |k| k.linear_packed(&x, &weight, None, Activation::None));
+    }
+    if let Err(reason) = check_fp8(&device()) {
+        println!("8-bit floats are left out: {reason}");
+        return;
+    }
+    compare(c, "quantise_rows", bytes(&[&x]), |k| k.quantise_rows(&x));
+    let weight = for_device(&device()).quantise_rows(&weight).unwrap();
+    compare(c, "linear_fp8", work, |k| k.linear_fp8(&x, &weight, None, Activation::None));
 }
 
 fn text(c: &mut Criterion) {

@@ -77,21 +77,25 @@ impl Profiled {
     }
 
     /// The fastest that this device multiplies matrices in `dtype`, in floating-point operations per second: the best of
-    /// several linear layers of FLUX.1's width; with `fp8` also of those in 8-bit floats.
+    /// several runs of linear layers of FLUX.1's width; with `fp8` also of those in 8-bit floats.
     pub fn peak_flops(&self, dtype: DType, fp8: bool) -> Result<f64> {
         const WIDTH: usize = 3072;
-        // A GPU needs a long one to be at its best; the CPU's cores would be at it for seconds.
-        let rows = if self.device.is_cpu() { 1024 } else { 8192 };
-        let x = Tensor::zeros((rows, WIDTH), dtype, &self.device)?;
-        let weight = Tensor::zeros((WIDTH, WIDTH), dtype, &self.device)?;
+        // A GPU needs long ones to be at its best, and several in a row, since to start one and to wait for it takes time as
+        // well; the CPU's cores would be at them for seconds.
+        let (rows, in_a_row) = if self.device.is_cpu() { (1024, 1) } else { (8192, 8) };
+        // Of zeros there is less to switch, and a GPU's clock is higher.
+        let random = |rows| Tensor::randn(0f32, 1f32, (rows, WIDTH), &self.device)?.to_dtype(dtype);
+        let (x, weight) = (random(rows)?, random(WIDTH)?);
         let rounded = if fp8 { Some(self.inner.quantise_rows(&weight)?) } else { None };
         let mut best = f64::INFINITY;
         let mut measure = |run: &dyn Fn() -> Result<Tensor>| -> Result<()> {
             self.device.synchronize()?;
             let start = Instant::now();
-            run()?;
+            for _ in 0..in_a_row {
+                run()?;
+            }
             self.device.synchronize()?;
-            best = best.min(start.elapsed().as_secs_f64());
+            best = best.min(start.elapsed().as_secs_f64() / f64::from(in_a_row));
             Ok(())
         };
         for _ in 0..5 {

@@ -63,3 +63,13 @@ pub enum WeightsError {
 }
 
 pub type Result<T> = std::result::Result<T, WeightsError>;
+
+/// For what only tells of candle's errors, such as the layers of a model: those come back as they were.
+impl From<WeightsError> for candle_core::Error {
+    fn from(error: WeightsError) -> Self {
+        match error {
+            WeightsError::Tensor(error) => error,
+            other => Self::wrap(other),
+        }
+    }
+}

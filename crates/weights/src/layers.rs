@@ -125,7 +125,7 @@ impl<L: Send> Layers<L> {
                     Some(layer) => run(state, i, layer)?,
                     None => {
                         let ready = receiver.recv().map_err(candle_core::Error::wrap)?;
-                        let Ready { layer, sender } = &ready.map_err(candle_core::Error::wrap)?;
+                        let Ready { layer, sender } = &ready.map_err(candle_core::Error::from)?;
                         if let Some(sender) = sender {
                             sender.arrive()?;
                         }
@@ -225,5 +225,9 @@ mod tests {
         let read = layers(5, Some(1), unreadable).unwrap();
         assert!(read.run(0..5, (), |(), _, _| Ok(())).unwrap_err().to_string().contains("cancelled"));
         assert!(layers(5, None, unreadable).is_err());
+        // What a device says when its memory is full has to be recognised above.
+        let full = || candle_core::Error::Cuda("out of memory".into());
+        let full = layers(5, Some(1), move |i| if i == 3 { Err(full().into()) } else { Ok(i) }).unwrap();
+        assert!(matches!(full.run(0..5, (), |(), _, _| Ok(())), Err(candle_core::Error::Cuda(_))));
     }
 }

@@ -480,7 +480,7 @@ impl SimpleBackend for Weights {
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Tensor> {
-        self.read(&shape, &self.full_name(name), dtype, device).map_err(candle_core::Error::wrap)
+        self.read(&shape, &self.full_name(name), dtype, device).map_err(candle_core::Error::from)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
@@ -488,7 +488,7 @@ impl SimpleBackend for Weights {
         let recipe = self.naming.recipe(&name);
         // Without a shape to expect, the file's own is taken; where its parts do not fit, `read` says why.
         let shape = Shape::from(self.shape_of(&recipe).unwrap_or_default());
-        self.read(&shape, &name, dtype, device).map_err(candle_core::Error::wrap)
+        self.read(&shape, &name, dtype, device).map_err(candle_core::Error::from)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

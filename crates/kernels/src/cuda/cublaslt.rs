@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     ffi::c_void,
+    fmt::{self, Display, Formatter},
     sync::{Mutex, OnceLock, PoisonError},
 };
 
@@ -143,8 +144,27 @@ impl Blas {
 }
 
 fn failed(error: CublasError) -> Error {
-    Error::msg(format!("cublasLt: {error}"))
+    Error::Cuda(Box::new(BlasError(error)))
 }
+
+/// What cublasLt says, in a form that `out_of_memory` can look into.
+#[derive(Debug)]
+pub struct BlasError(CublasError);
+
+impl BlasError {
+    /// Whether it had no memory for its own.
+    pub fn is_full(&self) -> bool {
+        self.0.0 == sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED
+    }
+}
+
+impl Display for BlasError {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "cublasLt: {}", self.0)
+    }
+}
+
+impl std::error::Error for BlasError {}
 
 /// cublasLt's description of a product. It counts columns first: what is a row here is a column there, so that
 /// `y = x W^T` is computed as `y^T = W x^T`.

@@ -23,7 +23,7 @@ use half::{bf16, f16};
 
 use super::{
     Cuda, Gpu, Launch, Params,
-    cublaslt::Blas,
+    cublaslt::{Blas, BlasError},
     cudnn::{Cudnn, Use},
     linear::{Operands, Product},
     requirements::{self, OLDEST},
@@ -123,24 +123,46 @@ pub fn out_of_memory(error: &Error) -> Option<String> {
     match error {
         Error::WithBacktrace { inner, .. } | Error::WithPath { inner, .. } => out_of_memory(inner),
         Error::Context { inner, context } => out_of_memory(inner).map(|reason| format!("{context}, and {reason}")),
-        Error::Cuda(error) => {
-            let full = match error.downcast_ref::<CudaError>()? {
-                CudaError::Cuda(error) => error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY,
-                CudaError::Load { cuda, .. } => cuda.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY,
-                CudaError::Cublas(CublasError(status)) => *status == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED,
-                _ => false,
-            };
-            full.then(|| {
-                result::mem_get_info().map_or_else(
-                    |_| "the GPU's memory is used up".into(),
-                    |(free, total)| {
-                        format!("of the GPU's {:.1} GB only {:.1} are free", gigabytes(total), gigabytes(free))
-                    },
-                )
-            })
-        }
+        Error::Cuda(error) => is_full(error.as_ref()).then(|| {
+            free_memory().map_or_else(
+                |_| "the GPU's memory is used up".into(),
+                |(free, total)| format!("of the GPU's {:.1} GB only {:.1} are free", gigabytes(total), gigabytes(free)),
+            )
+        }),
         _ => None,
     }
+}
+
+/// Whether a library of CUDA's says that there is no memory left.
+fn is_full(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<BlasError>() {
+        return error.is_full();
+    }
+    match error.downcast_ref::<CudaError>() {
+        Some(CudaError::Cuda(error)) => error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+        Some(CudaError::Load { cuda, .. }) => cuda.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+        Some(CudaError::Cublas(CublasError(status))) => *status == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED,
+        _ => false,
+    }
+}
+
+/// Free and total bytes of the current GPU; what the memory pool holds without a tensor in it is free.
+fn free_memory() -> std::result::Result<(usize, usize), DriverError> {
+    use sys::CUmemPool_attribute::{CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_CURRENT};
+    let (free, total) = result::mem_get_info()?;
+    let [mut reserved, mut used] = [0u64; 2];
+    let mut gpu = 0;
+    // SAFETY: a GPU's number, its pool, and 64-bit integers, as these attributes are.
+    unsafe {
+        sys::cuCtxGetDevice(&mut gpu).result()?;
+        let pool = result::device::get_default_mem_pool(gpu)?;
+        let attributes =
+            [(CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &mut reserved), (CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &mut used)];
+        for (attribute, value) in attributes {
+            result::mem_pool::get_attribute(pool, attribute, (&raw mut *value).cast())?;
+        }
+    }
+    Ok((free + reserved.saturating_sub(used) as usize, total))
 }
 
 fn gigabytes(bytes: usize) -> f64 {

@@ -1,8 +1,9 @@
 //! Attention.
 
 use candle_core::{DType, Device, Tensor};
+use retouch_kernels::{Kernels, Portable};
 
-use crate::{agree, everywhere, random::random};
+use crate::{agree, devices, everywhere, random::random};
 
 #[test]
 fn attention() {
@@ -124,4 +125,30 @@ fn attention_survives_scores_that_grow_from_tile_to_tile() {
     let k = ((ramp - 650.0).unwrap() / 650.0).unwrap().broadcast_as((1, keys, 1, 32)).unwrap().contiguous().unwrap();
     let inputs = [(random((1, 9, 1, 32)) * 60.0).unwrap(), k, random((1, keys, 1, 32))];
     agree("attention", 5e-4, &inputs, |k, x| k.attention(&x[0], &x[1], &x[2], None, 1.0));
+}
+
+#[test]
+fn attention_over_more_scores_than_32_bits_count() {
+    let (tokens, heads) = (9500, 24);
+    assert!(heads * tokens * tokens > 1 << 31);
+    for (place, device, kernels) in devices() {
+        // The CPU's test has narrow heads, which make as many scores of less work.
+        let (head_dim, dtype, tolerance) =
+            if device.is_cpu() { (8, DType::F32, 5e-6) } else { (128, DType::BF16, 2.0 / 256.0) };
+        let inputs = [0; 3].map(|_| random((1, tokens, heads, head_dim)).to_dtype(dtype).unwrap());
+        let [q, k, v] = [0, 1, 2].map(|i| inputs[i].to_device(&device).unwrap());
+        let scale = (head_dim as f64).powf(-0.5);
+        let found = kernels.attention(&q, &k, &v, None, scale).unwrap();
+        let wide = inputs.map(|x| x.to_dtype(DType::F64).unwrap());
+        for query in [0, 4750, tokens - 1] {
+            let expected = Portable.attention(&wide[0].narrow(1, query, 1).unwrap(), &wide[1], &wide[2], None, scale);
+            let expected = expected.unwrap();
+            let found =
+                found.narrow(1, query, 1).unwrap().to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+            let largest = |x: Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+            let difference = largest((found - &expected).unwrap()) / largest(expected);
+            // Not `>`: what is no number is wrong.
+            assert!(difference <= tolerance, "query {query} on {place}: {difference:e}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use retouch_kernels::{
 };
 
 /// The emulated GPUs: one with an H100's shared memory, one with an RTX 40's, one with a library that has a plan for everything.
-/// None where there is no compiler.
+/// None where there is no compiler, or `RETOUCH_EMULATOR` is `off`, as beside a GPU that shows the same.
 pub fn gpus() -> &'static [(&'static str, Cuda<Emulator>)] {
     static GPUS: OnceLock<Vec<(&str, Cuda<Emulator>)>> = OnceLock::new();
     GPUS.get_or_init(|| match library() {
@@ -42,6 +42,9 @@ pub fn gpus() -> &'static [(&'static str, Cuda<Emulator>)] {
 fn library() -> std::result::Result<&'static Library, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (here, kernels) = (root.join("tests/agreement/emulator"), root.join("src/cuda/kernels"));
+    if std::env::var_os("RETOUCH_EMULATOR").is_some_and(|value| value == "off") {
+        return Err("RETOUCH_EMULATOR is off".into());
+    }
     if !cfg!(target_os = "linux") {
         return Err("that needs Linux".into());
     }
