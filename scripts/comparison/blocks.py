@@ -90,7 +90,7 @@ def compare(a):
         rows.append({"work": work, "flop": flop, **{n: {"seconds": s, "peak_bytes": max(p)} for n, (s, p) in results.items()}})
         print(f"{work}: {table(rows[-1:])[-1]}", file=sys.stderr)
     notes = about() | {"processor": processor(), "threads": a.threads, "rounds": a.rounds, "runs_per_round": RUNS}
-    store(a.out, "cpu-blocks", "the CPU's work at real width, f32, beside PyTorch", notes, table(rows), rows)
+    print(store(a.out, "cpu-blocks", "the CPU's work at real width, f32, beside PyTorch", notes, table(rows), rows))
 
 
 def table(rows):

@@ -1,7 +1,9 @@
 """What both comparisons share: processes, what the machine is, results as files."""
 import datetime
+import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,25 +41,27 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def about():
-    """Date, commit and the versions of what is compared."""
-    import diffusers
-    import torch
-    import transformers
+def installed(*packages):
+    """The versions of those packages that are there."""
+    for package in packages:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
 
-    return {
-        "date": datetime.date.today().isoformat(), "commit": first_line("git", "rev-parse", "--short", "HEAD"),
-        "rustc": first_line("rustc", "--version"), "torch": torch.__version__, "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
+
+def about(commit=None):
+    """Date, versions, and the commit: the one that is given of a program that was built elsewhere, else this folder's."""
+    here = {"commit": first_line("git", "rev-parse", "--short", "HEAD"), "rustc": first_line("rustc", "--version")}
+    return {"date": datetime.date.today().isoformat(), **({"commit": commit} if commit else here), **dict(installed("torch", "diffusers", "transformers"))}
 
 
 def store(out, name, title, notes, table, rows):
-    """Prints a table, and stores it and all that was measured as OUT/<date>-NAME.{md,json}."""
-    text = "\n".join([f"# {notes['date']}: {title}", "", "`" + " ".join(["python", "scripts/compare.py", *sys.argv[1:]]) + "`", "",
+    """Stores a table and all that was measured as OUT/<date>-NAME.{md,json}; what the former holds."""
+    text = "\n".join([f"# {notes['date']}: {title}", "", "`" + shlex.join(["python", "scripts/compare.py", *sys.argv[1:]]) + "`", "",
                       *[f"- {k}: {v}" for k, v in notes.items()], "", *table, ""])
     path = Path(out) / f"{notes['date']}-{name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".md").write_text(text)
     path.with_suffix(".json").write_text(json.dumps({**notes, "rows": rows}, indent=1) + "\n")
-    print(text)
+    return text

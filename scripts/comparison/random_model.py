@@ -1,24 +1,25 @@
 """A random model in FLUX.1 Kontext's layout and sizes, written tensor by tensor: memory does not grow with it.
 
 What a step costs does not depend on the values. Matrices are normal and scaled by their inputs, so that activations
-stay near 1; values repeat, which nothing here can tell. The tokenizers are those of the fixtures' tiny model.
+stay near 1; values repeat, which nothing here can tell. The tokenizers are those of the fixtures' tiny model. Needs numpy alone.
 """
 import json
 import math
 import shutil
 import struct
 
-import torch
+import numpy as np
 
+from comparison import shapes
 from comparison.machine import ROOT
 
 TINY = ROOT / "tests" / "fixtures" / "tiny-kontext"
-POOL = 1 << 24   # different values
+POOL = 4_194_301   # different values; a prime, so that no two rows of a matrix begin at the same
 
 
 def configs(double_blocks, single_blocks, t5_layers):
     """The published model's, with so many blocks and layers."""
-    return {
+    changes = {
         "transformer": dict(attention_head_dim=128, axes_dims_rope=(16, 56, 56), guidance_embeds=True, in_channels=64, joint_attention_dim=4096,
                             num_attention_heads=24, num_layers=double_blocks, num_single_layers=single_blocks, pooled_projection_dim=768),
         "text_encoder": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
@@ -26,24 +27,7 @@ def configs(double_blocks, single_blocks, t5_layers):
         "text_encoder_2": dict(d_model=4096, d_kv=64, d_ff=10240, num_layers=t5_layers, num_decoder_layers=t5_layers, num_heads=64, vocab_size=32128),
         "vae": dict(block_out_channels=(128, 256, 512, 512), norm_num_groups=32),
     }  # fmt: skip
-
-
-def shapes(part, config):
-    """Names and shapes of a part's tensors, from the reference's own modules, without their memory."""
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    make = {
-        "transformer": FluxTransformer2DModel.from_config, "vae": AutoencoderKL.from_config,
-        "text_encoder": lambda c: CLIPTextModel(CLIPTextConfig(**c)), "text_encoder_2": lambda c: T5EncoderModel(T5Config(**c)),
-    }  # fmt: skip
-    with torch.device("meta"):
-        module = make[part](config)
-    found = {name: tuple(p.shape) for name, p in module.named_parameters()}   # shared ones once
-    if part == "text_encoder":
-        # published files have the prefix, which transformers 5 leaves out
-        found = {name if name.startswith("text_model.") else "text_model." + name: shape for name, shape in found.items()}
-    return found
+    return {part: json.loads((TINY / part / "config.json").read_text()) | change for part, change in changes.items()}
 
 
 def spread(name, shape):
@@ -54,6 +38,12 @@ def spread(name, shape):
     if "relative_attention_bias" in name or name.endswith(("embedding.weight", "shared.weight")):
         return 0.5, 0.0
     return math.prod(shape[1:]) ** -0.5, 0.0
+
+
+def bf16(values):
+    """The bits of f32 values in bf16: rounded to nearest, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + (bits >> 16 & 1) + 0x7FFF) >> 16).astype(np.uint16)
 
 
 def write_tensors(path, tensors, pool):
@@ -68,9 +58,9 @@ def write_tensors(path, tensors, pool):
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for number, (name, shape) in enumerate(tensors.items()):
-            factor, offset = spread(name, shape)
+            factor, offset = (np.float32(x) for x in spread(name, shape))
             left, start = math.prod(shape), number * 7919 % POOL
-            values = (pool[start : start + min(left, POOL)] * factor + offset).bfloat16().view(torch.int16).numpy()
+            values = bf16(pool[start : start + min(left, POOL)] * factor + offset)
             while left > 0:
                 file.write(values[:left])
                 left -= len(values)
@@ -79,10 +69,8 @@ def write_tensors(path, tensors, pool):
 def write(folder, double_blocks, single_blocks, t5_layers):
     """The model's folder, in the layout of diffusers."""
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
-    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).repeat(2)   # so that it can begin anywhere
-    for part, changes in configs(double_blocks, single_blocks, t5_layers).items():
-        place = folder / part / "config.json"
-        config = json.loads(place.read_text()) | changes
-        place.write_text(json.dumps(config, indent=2) + "\n")
+    pool = np.tile(np.random.default_rng(0).standard_normal(POOL, np.float32), 2)   # twice, so that it can begin anywhere
+    for part, config in configs(double_blocks, single_blocks, t5_layers).items():
+        (folder / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
-        write_tensors(folder / part / f"{stem}.safetensors", shapes(part, config), pool)
+        write_tensors(folder / part / f"{stem}.safetensors", shapes.PARTS[part](config), pool)
