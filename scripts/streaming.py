@@ -2,9 +2,10 @@
 
 usage: python scripts/streaming.py [--binary RETOUCH] [--sizes 1024x1024 512x512] [--steps 6] [--layers 3 5] [--types bf16 q8_0]
 
-The weights are random ones of the published model's width (--layers DOUBLE SINGLE; needs torch, diffusers and transformers), or
-those of --model. As few blocks as may be: under the smallest --vram-limit that `retouch plan` does not refuse, to a quarter of a
-gigabyte. The first step is left out: what stays in the host's memory is read there. Prints a table and writes OUT/streaming.md.
+The weights are random ones of the published model's width (--layers DOUBLE SINGLE), or those of --model (compare.py --write makes
+one for several runs); needs numpy and Pillow. As few blocks as may be: under the smallest --vram-limit that `retouch plan` does
+not refuse, to a quarter of a gigabyte, found by halving, as what is refused is refused below, too. The first step is left out:
+what stays in the host's memory is read there. Prints a table and writes OUT/streaming.md, row by row.
 """
 import argparse
 import json
@@ -37,14 +38,25 @@ def edit(a, model, image, size, kind, limit):
 def smallest_plan(a, model, size, kind):
     """The lowest limit that is not refused, and its plan."""
     width, height = size.split("x")
-    for quarters in range(4, 400):
-        limit = f"{quarters / 4}G"
-        command = [a.binary, "plan", "--model", str(model), "--device", a.device, "--width", width, "--height", height, "--reference-size", size,
-                   "--vram-limit", limit, "--type", kind, "--json"]
-        planned = subprocess.run(command, capture_output=True, text=True)
-        if planned.returncode == 0:
-            return limit, json.loads(planned.stdout)
-    sys.exit(f"`{' '.join(command)}` is refused: {planned.stderr}")
+    command = [a.binary, "plan", "--model", str(model), "--device", a.device, "--width", width, "--height", height, "--reference-size", size,
+               "--type", kind, "--json", "--vram-limit"]
+
+    def planned(quarters):
+        return subprocess.run([*command, f"{quarters / 4}G"], capture_output=True, text=True)
+
+    refused, enough = 0, 4
+    while (plan := planned(enough)).returncode != 0:
+        if enough > 400:
+            sys.exit(f"`{' '.join(command)} {enough / 4}G` is refused: {plan.stderr}")
+        refused, enough = enough, 2 * enough
+    while enough - refused > 1:
+        middle = (refused + enough) // 2
+        tried = planned(middle)
+        if tried.returncode == 0:
+            enough, plan = middle, tried
+        else:
+            refused = middle
+    return f"{enough / 4}G", json.loads(plan.stdout)
 
 
 def row(a, model, folder, size, kind):
@@ -78,6 +90,8 @@ def main():
     gpu = first_line("nvidia-smi", "--query-gpu=name,driver_version,pcie.link.gen.current,pcie.link.width.current", "--format=csv,noheader")
     lines = [f"`python {' '.join(sys.argv)}` on {gpu} (name, driver, PCIe generation and lanes)", "",
              "| size | type | --vram-limit | sent at each step | s/step, all resident | s/step, sent | ratio | sent at |", "|---|---|---|---|---|---|---|---|"]
+    if a.out:
+        Path(a.out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
         folder = Path(folder)
         model = Path(a.model) if a.model else folder / "model"
@@ -89,10 +103,9 @@ def main():
             for kind in a.types:
                 lines.append(row(a, model, folder, size, kind))
                 print(lines[-1], file=sys.stderr, flush=True)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if a.out:
-        (Path(a.out) / "streaming.md").write_text(text)
+                if a.out:
+                    (Path(a.out) / "streaming.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
