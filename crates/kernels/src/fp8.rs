@@ -1,5 +1,6 @@
 //! The two 8-bit floats that weights are kept in: what each of the 256 codes stands for.
 
+use candle_core::{DType, Device, Result, Tensor};
 use half::f16;
 use rayon::prelude::*;
 
@@ -75,6 +76,13 @@ impl Fp8 {
     pub fn table(self, scale: f32) -> [f32; 256] {
         std::array::from_fn(|code| self.value(code as u8) * scale)
     }
+
+    /// The values of `codes` (u8, of any shape and device), each times `scale`, rounded to `dtype`.
+    pub fn values(self, codes: &Tensor, scale: f32, dtype: DType) -> Result<Tensor> {
+        let table = Tensor::new(&self.table(scale), &Device::Cpu)?.to_dtype(dtype)?.to_device(codes.device())?;
+        // candle takes the largest number of an index's dtype for none at all: 255 of a u8.
+        table.index_select(&codes.flatten_all()?.to_dtype(DType::U32)?, 0)?.reshape(codes.shape())
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +102,18 @@ mod tests {
         }
         assert_eq!((Fp8::E4m3.value(0x38), Fp8::E4m3.value(0xc1), Fp8::E5m2.value(0x3d)), (1.0, -2.25, 1.25));
         assert_eq!(Fp8::E4m3.table(3.0)[0x38], 3.0);
+    }
+
+    #[test]
+    fn every_code_of_a_tensor_becomes_its_value() -> Result<()> {
+        let codes = Tensor::from_vec((0..=255).collect::<Vec<u8>>(), (4, 64), &Device::Cpu)?;
+        for format in [Fp8::E4m3, Fp8::E5m2] {
+            let values = format.values(&codes, 3.0, DType::F32)?;
+            assert_eq!(values.dims(), [4, 64]);
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&values.flatten_all()?.to_vec1::<f32>()?), bits(&format.table(3.0)));
+        }
+        Ok(())
     }
 
     #[test]

@@ -51,9 +51,7 @@ impl Fp8Rows {
 
     /// What the codes stand for without the scales, in `dtype`, which holds them exactly.
     pub fn unscaled(&self, dtype: DType) -> Result<Tensor> {
-        let table = Tensor::new(&Self::FORMAT.table(1.0), &Device::Cpu)?.to_dtype(dtype)?;
-        let values = table.to_device(self.codes.device())?.index_select(&self.codes.flatten_all()?, 0)?;
-        values.reshape(self.codes.shape())
+        Self::FORMAT.values(&self.codes, 1.0, dtype)
     }
 
     /// Bytes of codes and scales.

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{DType, Device, Result, Tensor, bail, quantized::QTensor};
+use candle_core::{DType, Result, Tensor, bail, quantized::QTensor};
 
 use crate::Fp8;
 
@@ -153,11 +153,7 @@ impl Part {
                 let rows = Tensor::arange(rows.start as u32, rows.end as u32, &blocks.device())?;
                 blocks.embedding(&rows)?.to_dtype(dtype)
             }
-            Self::Fp8 { codes, format, scale } => {
-                let table =
-                    Tensor::new(&format.table(*scale), &Device::Cpu)?.to_dtype(dtype)?.to_device(codes.device())?;
-                table.index_select(&codes.flatten_all()?, 0)?.reshape(codes.shape())
-            }
+            Self::Fp8 { codes, format, scale } => format.values(codes, *scale, dtype),
             Self::Dense(tensor) => tensor.to_dtype(dtype),
         }
     }
@@ -165,7 +161,7 @@ impl Part {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::GgmlDType;
+    use candle_core::{Device, quantized::GgmlDType};
 
     use super::*;
 
