@@ -8,7 +8,7 @@
 //! | attention | blocks with an online softmax | the same in tensor cores (bf16, f16; heads of 32, 64, 128), or cuDNN | candle's fused attention |
 //! | linear (+ GELU) | one pass, all threads | cublasLt, which adds the bias and takes the GELU | portable |
 //! | gated residual, modulated norm, heads, gated GELU | one pass, all threads | one kernel each | portable |
-//! | linear with a packed matrix | widened in blocks of rows | dequantised in runs of rows | as CUDA |
+//! | linear with a packed matrix | widened in blocks of rows | dequantised by one kernel for each form, then as above | portable, in runs of rows |
 //! | linear in 8-bit floats | rounded to them, in f32 | rows rounded by one kernel, cublasLt's 8-bit products (8.9 and newer) | portable |
 //! | group norm (+ SiLU) | two passes | two kernels | portable |
 //! | convolution | tiles of matrix products | cuDNN, or portable in bands of rows | portable |
@@ -91,6 +91,11 @@ pub trait Kernels: Debug + Send + Sync {
         activation: Activation,
     ) -> Result<Tensor> {
         portable::linear_packed(x, weight, bias, activation)
+    }
+
+    /// The values of a packed matrix in `dtype`, each rounded once: `[rows, columns]`.
+    fn dequantise(&self, weight: &Packed, dtype: DType) -> Result<Tensor> {
+        weight.dequantise(dtype)
     }
 
     /// Each row of `x` `[..., columns]` divided by its scale, which brings its largest magnitude to 448, and rounded to the

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{DType, Result, Tensor, bail, quantized::QTensor};
+use candle_core::{DType, Device, Result, Tensor, bail, quantized::QTensor};
 
 use crate::Fp8;
 
@@ -125,6 +125,13 @@ impl Part {
         }
     }
 
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Self::Blocks { blocks, .. } => blocks.device(),
+            Self::Fp8 { codes: tensor, .. } | Self::Dense(tensor) => tensor.device().clone(),
+        }
+    }
+
     fn columns(&self) -> Result<usize> {
         let shape = match self {
             Self::Blocks { blocks, .. } => blocks.shape(),
@@ -161,7 +168,7 @@ impl Part {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, quantized::GgmlDType};
+    use candle_core::quantized::GgmlDType;
 
     use super::*;
 

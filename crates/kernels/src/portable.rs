@@ -22,22 +22,23 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
 }
 
 pub fn linear_packed(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
-    in_runs(x, weight, bias, |x, weight, bias| linear(x, weight, bias, activation))
+    in_runs(x, weight, bias, DEQUANTISED, |x, weight, bias| linear(x, &weight.dequantise(x.dtype())?, bias, activation))
 }
 
-/// [`linear_packed`] with a linear layer for the rows that are dequantised at a time.
+/// A linear layer with a packed matrix as one layer for each run of its rows. A run has at most so many `values`, or is one row.
 pub fn in_runs(
     x: &Tensor,
     weight: &Packed,
     bias: Option<&Tensor>,
-    linear: impl Fn(&Tensor, &Tensor, Option<&Tensor>) -> Result<Tensor>,
+    values: usize,
+    linear: impl Fn(&Tensor, &Packed, Option<&Tensor>) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let rows = weight.rows();
-    let run = (DEQUANTISED / weight.columns().max(1)).clamp(1, rows.max(1));
+    let run = (values / weight.columns().max(1)).clamp(1, rows.max(1));
     let mut outputs = Vec::with_capacity(rows.div_ceil(run));
     for first in (0..rows).step_by(run) {
         let run = run.min(rows - first);
-        let weight = weight.narrow(first..first + run)?.dequantise(x.dtype())?;
+        let weight = weight.narrow(first..first + run)?;
         let bias = bias.map(|bias| bias.narrow(0, first, run)).transpose()?;
         outputs.push(linear(x, &weight, bias.as_ref())?);
     }

@@ -176,6 +176,10 @@ impl Kernels for Profiled {
         Ok(output)
     }
 
+    fn dequantise(&self, weight: &Packed, dtype: DType) -> Result<Tensor> {
+        self.inner.dequantise(weight, dtype)
+    }
+
     fn quantise_rows(&self, x: &Tensor) -> Result<Fp8Rows> {
         self.inner.quantise_rows(x)
     }

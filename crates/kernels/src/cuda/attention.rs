@@ -133,6 +133,7 @@ fn own(
         threads: 128,
         shared_memory,
         reads: &reads,
+        packed: None,
         writes: &[&y],
     };
     gpu.launch(&launch, &params)?;

@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::cuda::{Launch, Operands, Params, Product};
     use crate::random::random;
-    use candle_core::{DType, Device, Shape, bail};
+    use candle_core::{DType, Device, Shape, bail, quantized::QTensor};
 
     /// A GPU with nothing but a library, which computes convolutions.
     #[derive(Debug)]
@@ -232,6 +232,10 @@ mod tests {
 
     impl Gpu for Library {
         fn address(&self, _: &Tensor) -> Result<u64> {
+            bail!("nothing is launched")
+        }
+
+        fn blocks(&self, _: &QTensor) -> Result<u64> {
             bail!("nothing is launched")
         }
 

@@ -18,6 +18,7 @@ use candle_core::{
             nvrtc::Ptx,
         },
     },
+    quantized::QTensor,
 };
 use half::{bf16, f16};
 
@@ -249,6 +250,13 @@ impl Gpu for Card {
         address(x)
     }
 
+    fn blocks(&self, blocks: &QTensor) -> Result<u64> {
+        if !blocks.device().is_cuda() {
+            bail!("a CUDA kernel was given blocks of another device")
+        }
+        Ok(blocks.device_ptr()?.addr() as u64)
+    }
+
     fn uninitialised(&self, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         let bytes = shape.elem_count() * dtype.size_in_bytes();
         // SAFETY: numbers of any value are valid, and a kernel writes all of them before anything reads them.
@@ -262,6 +270,11 @@ impl Gpu for Card {
 
     fn launch<P: Params>(&self, launch: &Launch<'_>, params: &P) -> Result<()> {
         let stream = stream(launch.reads.iter().chain(launch.writes).copied())?;
+        if let (Some(blocks), [y, ..]) = (launch.packed, launch.writes)
+            && !blocks.device().same_device(y.device())
+        {
+            bail!("tensors on {:?} and {:?} in one operation", blocks.device().location(), y.device().location())
+        }
         let function = self.function(launch)?;
         let [x, y, z] = launch.blocks.map(|count| count as u32);
         let config = LaunchConfig {
@@ -273,8 +286,8 @@ impl Gpu for Card {
         let argument = unsafe { &*std::ptr::from_ref(params).cast::<Argument<P>>() };
         let mut builder = stream.launch_builder(&function);
         builder.arg(argument);
-        // SAFETY: the operations launch with addresses and strides of tensors that they hold until the launch is in the
-        // stream, in which their memory is given back after it.
+        // SAFETY: the operations launch with addresses and strides of tensors and blocks that they hold until the launch is in
+        // the stream, in which their memory is given back after it; what is copied over them waits for it (slots.rs).
         unsafe { builder.launch(config) }.w()?;
         Ok(())
     }

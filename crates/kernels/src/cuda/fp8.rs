@@ -70,6 +70,7 @@ pub fn quantise_rows(gpu: &impl Gpu, x: &Tensor) -> Result<Option<Fp8Rows>> {
         threads: 128,
         shared_memory: 0,
         reads: &[&view.tensor],
+        packed: None,
         writes: &[&codes, &scales],
     };
     gpu.launch(&launch, &QuantiseRows { wide: whole.into(), ..params })?;
@@ -164,6 +165,7 @@ fn scale(
         threads: 128,
         shared_memory: 0,
         reads: &reads,
+        packed: None,
         writes: &[y],
     };
     gpu.launch(&launch, &ScaledSums { wide: whole.into(), ..params })

@@ -211,6 +211,7 @@ impl Images {
             threads: 256,
             shared_memory: 0,
             reads,
+            packed: None,
             writes: &[write],
         };
         gpu.launch(&launch, &GroupNorm { wide: wide.into(), ..params })

@@ -83,6 +83,7 @@ pub fn heads(gpu: &impl Gpu, streams: &[Stream<'_>], rotation: &Rotation) -> Res
             threads: 128,
             shared_memory: 0,
             reads: &[&view.tensor, &query_scale, &key_scale, &cos, &sin],
+            packed: None,
             writes: &[&y],
         };
         first += view.inner;

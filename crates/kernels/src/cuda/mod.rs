@@ -15,6 +15,7 @@ mod cublaslt;
 #[cfg(any(feature = "cuda", test))]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "what only runs on a GPU"))]
 mod cudnn;
+mod dequantise;
 #[cfg(feature = "cuda")]
 mod device;
 mod fp8;
@@ -38,7 +39,7 @@ mod upload;
 
 use std::fmt::Debug;
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor, quantized::QTensor};
 
 #[cfg(feature = "cuda")]
 pub use cudnn::Use;
@@ -61,6 +62,9 @@ use crate::{Activation, Fp8Rows, Kernels, Moments, Packed, Rotation, Stream, Win
 pub trait Gpu: Debug + Send + Sync {
     /// The address of a tensor's first element.
     fn address(&self, x: &Tensor) -> Result<u64>;
+
+    /// The address of the first of a matrix's blocks.
+    fn blocks(&self, blocks: &QTensor) -> Result<u64>;
 
     /// A tensor for a kernel to write.
     fn uninitialised(&self, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor>;
@@ -104,6 +108,8 @@ pub struct Launch<'a> {
     /// Bytes per block that the launch decides on.
     pub shared_memory: usize,
     pub reads: &'a [&'a Tensor],
+    /// Blocks that it reads beside them.
+    pub packed: Option<&'a QTensor>,
     pub writes: &'a [&'a Tensor],
 }
 
@@ -139,7 +145,13 @@ impl<G: Gpu> Kernels for Cuda<G> {
         bias: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Tensor> {
-        portable::in_runs(x, weight, bias, |x, weight, bias| self.linear(x, weight, bias, activation))
+        portable::in_runs(x, weight, bias, dequantise::AT_ONCE, |x, weight, bias| {
+            self.linear(x, &self.dequantise(weight, x.dtype())?, bias, activation)
+        })
+    }
+
+    fn dequantise(&self, weight: &Packed, dtype: DType) -> Result<Tensor> {
+        dequantise::dequantise(&self.0, weight, dtype)?.map_or_else(|| weight.dequantise(dtype), Ok)
     }
 
     fn quantise_rows(&self, x: &Tensor) -> Result<Fp8Rows> {

@@ -58,6 +58,7 @@ pub fn modulated_norm(gpu: &impl Gpu, x: &Tensor, shift: &Tensor, scale: &Tensor
         threads: 128,
         shared_memory: 0,
         reads: &[&view.tensor, &shift, &scale],
+        packed: None,
         writes: &[&y],
     };
     gpu.launch(&launch, &ModulatedNorm { wide: whole.into(), ..params })?;

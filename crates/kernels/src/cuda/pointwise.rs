@@ -88,6 +88,7 @@ fn run(gpu: &impl Gpu, kernel: &str, dtype: DType, of: Operands<'_>, reads: &[&T
         threads: 128,
         shared_memory: 0,
         reads,
+        packed: None,
         writes: &[result],
     };
     gpu.launch(&launch, &params)

@@ -9,12 +9,18 @@ mod emulator;
 mod images;
 mod library;
 mod linear;
+mod packed;
 mod random;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{
+    DType, Device, Result, Tensor,
+    quantized::{GgmlDType, QTensor},
+};
 #[cfg(feature = "cuda")]
 use retouch_kernels::cuda::Use;
-use retouch_kernels::{Activation, Fp8Rows, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device};
+use retouch_kernels::{
+    Activation, Fp8, Fp8Rows, Kernels, Packed, Part, Portable, Rotation, Stream, Window, for_device,
+};
 
 use random::random;
 
@@ -123,6 +129,17 @@ fn operations_launch_the_kernels_that_there_are() {
         let log = gpu.0.logged();
         in_fp8(&log).unwrap();
         assert_eq!(log.0.log(), ["quantise_rows_bf16", "scaled_sums_bf16"]);
+    }
+    // One kernel for each part that is not yet what is computed with.
+    let blocks = Part::blocks(QTensor::quantize(&random((4, 64)), GgmlDType::Q8_0).unwrap()).unwrap();
+    let codes = Part::Fp8 { codes: fp8.codes.clone(), format: Fp8::E4m3, scale: 0.5 };
+    let half = Part::Dense(random((4, 64)).to_dtype(DType::F16).unwrap());
+    for (parts, kernels) in [
+        (vec![blocks, codes, half], &["dequantise_q8_0_bf16", "dequantise_e4m3_bf16", "dequantise_f16_bf16"][..]),
+        (vec![Part::Dense(narrow(&[4, 64]))], &[]),
+    ] {
+        let packed = Packed::stack(parts).unwrap();
+        assert_eq!(launched(&|k| k.linear_packed(&x, &packed, None, Activation::None)), kernels);
     }
     assert_eq!(launched(&|k| k.modulated_norm(&x, &vector, &vector)), ["modulated_norm_bf16"]);
     assert_eq!(launched(&|k| k.gated_residual(&x, &x, &vector)), ["gated_residual_bf16"]);

@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, OnceLock},
 };
 
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail, quantized::QTensor};
 use libloading::Library;
 use retouch_kernels::{
     Fp8,
@@ -138,6 +138,10 @@ impl Gpu for Emulator {
         Ok(whole(storage).start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64)
     }
 
+    fn blocks(&self, blocks: &QTensor) -> Result<u64> {
+        Ok(blocks.data()?.as_ptr() as u64)
+    }
+
     /// NaN, so that what a kernel does not write is found; of 8-bit floats too.
     fn uninitialised(&self, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         if dtype == DType::U8 {
@@ -159,7 +163,11 @@ impl Gpu for Emulator {
             _ => panic!("not on the CPU"),
         };
         let reads = launch.reads.iter().map(|x| range(x, 0));
-        let ranges: Vec<Range> = reads.chain(launch.writes.iter().map(|x| range(x, 1))).collect();
+        let packed = launch.packed.map(|blocks| {
+            let bytes = blocks.data().unwrap();
+            Range { start: bytes.as_ptr() as u64, bytes: bytes.len() as u64, writable: 0 }
+        });
+        let ranges: Vec<Range> = reads.chain(launch.writes.iter().map(|x| range(x, 1))).chain(packed).collect();
         // SAFETY: emulator.cpp's `emulate`; a kernel's function is only handed on to it. What the kernel writes to are new
         // tensors, which nothing else holds yet.
         let error = unsafe {
