@@ -39,12 +39,15 @@ const PROGRAM: u64 = 12 << 20;
 /// Bytes of the scores that candle's operations have at once: twice what one run of queries may take.
 const SCORES: u64 = 2 * (512 << 20);
 
-/// Of packed matrices of these outputs and inputs, what is in the dtype of the arithmetic at a time: on the CPU 1024 rows;
-/// on a GPU 32 million values, in f32 and in the dtype.
+/// Of packed matrices of these outputs and inputs, what is in the dtype of the arithmetic at a time: on the CPU 1024 rows; on
+/// CUDA a matrix, up to 64 Mi values; on Metal up to 32 Mi, in f32 and in the dtype.
 fn widened(model: &ModelMemory, kind: DeviceKind, matrices: [(usize, usize); 2]) -> u64 {
+    let largest =
+        |rows: usize| matrices.map(|(out, input)| out.min(rows) * input).into_iter().max().unwrap_or(0) as u64;
     match kind {
-        DeviceKind::Cpu => matrices.map(|(out, input)| out.min(1024) * input * 4).into_iter().max().unwrap_or(0) as u64,
-        _ => (1 << 25) * (4 + model.element()),
+        DeviceKind::Cpu => largest(1024) * 4,
+        DeviceKind::Cuda => largest(usize::MAX).min(1 << 26) * model.element(),
+        DeviceKind::Metal => (1 << 25) * (4 + model.element()),
     }
 }
 
