@@ -98,7 +98,9 @@ fn packed(c: &mut Criterion, rows: usize, inputs: usize, outputs: usize) {
         let weight = Packed::stack(vec![Part::blocks(blocks).unwrap()]).unwrap();
         compare(c, &format!("linear_{kind:?}"), work.clone(), |k| k.linear_packed(&x, &weight, None, Activation::None));
         let moved = weight.bytes() + outputs * inputs * x.dtype().size_in_bytes();
-        compare(c, &format!("dequantise_{kind:?}"), Throughput::Bytes(moved as u64), |k| k.dequantise(&weight, x.dtype()));
+        compare(c, &format!("dequantise_{kind:?}"), Throughput::Bytes(moved as u64), |k| {
+            k.dequantise(&weight, x.dtype())
+        });
     }
     if let Err(reason) = check_fp8(&device()) {
         println!("8-bit floats are left out: {reason}");
